@@ -1,0 +1,230 @@
+"""Kafka Connect through its REST API."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from venice.errors import InputError, UnreachableError, VeniceError
+
+TIMEOUT = 5.0
+_POLL_SECONDS = 0.25
+# Connect validates a configuration before it answers (a JDBC one loads its driver), and refuses while workers rebalance
+_PUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a connector; `cause` is the root cause of its failure."""
+
+    id: int
+    state: str
+    worker: str
+    cause: str = ""
+
+
+@dataclass(frozen=True)
+class Connector:
+    """A connector's state (RUNNING, PAUSED, STOPPED, FAILED, UNASSIGNED) and its tasks'."""
+
+    name: str
+    state: str
+    type: str = ""
+    worker: str = ""
+    cause: str = ""
+    tasks: tuple[Task, ...] = ()
+    config: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def running(self) -> bool:
+        """True when it and all of its tasks (at least one) run."""
+        return self.state == "RUNNING" and bool(self.tasks) and all(task.state == "RUNNING" for task in self.tasks)
+
+    @property
+    def failure(self) -> str:
+        """What failed and why, as one line; empty when nothing did."""
+        if self.state == "FAILED":
+            return f"connector {self.name} on {self.worker}: {self.cause}"
+        for task in self.tasks:
+            if task.state == "FAILED":
+                return f"connector {self.name}, task {task.id} on {task.worker}: {task.cause}"
+        return ""
+
+    def __str__(self) -> str:
+        running = sum(task.state == "RUNNING" for task in self.tasks)
+        return f"{self.name} {self.state}, {running}/{len(self.tasks)} tasks running"
+
+
+def root_cause(trace: str) -> str:
+    """The root cause of a Java stack trace as one readable line, without package names of the exception's class.
+
+    The last "Caused by:" of the trace itself counts; those of suppressed exceptions (indented) do not. Its message may
+    go over several lines, up to the first "at ..." frame.
+    """
+    lines = trace.strip().splitlines()
+    start = max((n for n, line in enumerate(lines) if line.startswith("Caused by: ")), default=0)
+    message = []
+    for line in lines[start:]:
+        if re.match(r"\s+(at |\.\.\. \d+ |Suppressed: )", line):
+            break
+        message.append(line.strip())
+    text = " ".join(part for part in message if part).removeprefix("Caused by: ")
+    # "org.postgresql.util.PSQLException: FATAL: ..." -> "PSQLException: FATAL: ..."
+    return re.sub(r"^(?:[a-z_][\w$]*\.)+([A-Z][\w$]*)(?=:|$)", r"\1", text)
+
+
+class Connect:
+    """A Connect cluster behind its workers' URLs; any answers. Calls last `timeout` seconds per worker at most."""
+
+    def __init__(self, urls: list[str], timeout: float = TIMEOUT):
+        self.urls = urls
+        self._http = httpx.Client(timeout=timeout, trust_env=False)
+
+    def _ask(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> httpx.Response:
+        """The answer of the first worker that gives one (below 500, and not 409: a rebalance)."""
+        failures = []
+        deadline = time.monotonic() + (timeout or 0)
+        while True:
+            for url in self.urls:
+                try:
+                    answer = self._http.request(
+                        method, url + path, json=body, **({"timeout": timeout} if timeout else {})
+                    )
+                except httpx.HTTPError as error:
+                    failures.append(f"{url}: {error or type(error).__name__}")
+                    continue
+                if answer.status_code < 500 and answer.status_code != 409:
+                    return answer
+                failures.append(f"{url}: {_message(answer)}")
+            if time.monotonic() >= deadline:
+                raise UnreachableError(
+                    f"Kafka Connect: {'; '.join(failures[-len(self.urls) :])}",
+                    "`venice status` shows its workers, `venice up` starts them",
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _json(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> Any:
+        answer = self._ask(method, path, body, timeout)
+        if answer.is_error:
+            raise VeniceError(f"Kafka Connect: {method} {path}: {_message(answer)}")
+        return answer.json() if answer.content else None
+
+    def wait_ready(self, seconds: float) -> None:
+        """Return once a worker answers and can take connectors; UnreachableError after `seconds`."""
+        self._json("GET", "/connectors", timeout=seconds)
+
+    def connectors(self) -> dict[str, Connector]:
+        """All connectors by name, with tasks and configuration."""
+        answer = self._json("GET", "/connectors?expand=status&expand=info")
+        return {
+            name: _connector(parts["status"], parts.get("info", {}).get("config", {}))
+            for name, parts in sorted(answer.items())
+            if "status" in parts
+        }
+
+    def status(self, name: str) -> Connector | None:
+        """One connector; None when it is not there (or was made an instant ago)."""
+        answer = self._ask("GET", f"/connectors/{quote(name, safe='')}/status")
+        return None if answer.status_code == 404 else _connector(answer.json(), {})
+
+    def config(self, name: str) -> dict[str, str] | None:
+        """Stored configuration, references to secrets unresolved; None when there is no such connector."""
+        answer = self._ask("GET", f"/connectors/{quote(name, safe='')}/config")
+        return None if answer.status_code == 404 else answer.json()
+
+    def put(self, name: str, config: dict[str, str]) -> None:
+        """Create or update a connector; InputError with what Connect's validation says."""
+        answer = self._ask("PUT", f"/connectors/{quote(name, safe='')}/config", config, timeout=_PUT_SECONDS)
+        if answer.status_code == 400:
+            raise InputError(f"connector {name}: {_validation(_message(answer))}", "correct its configuration file")
+        if answer.is_error:
+            raise VeniceError(f"connector {name}: {_message(answer)}")
+
+    def restart(self, name: str, only_failed: bool = True) -> None:
+        """Restart the connector and its tasks (only the failed ones)."""
+        flags = f"includeTasks=true&onlyFailed={str(only_failed).lower()}"
+        self._json("POST", f"/connectors/{quote(name, safe='')}/restart?{flags}", timeout=_PUT_SECONDS)
+
+    def stop(self, name: str, seconds: float = _PUT_SECONDS) -> None:
+        """Stop a connector and return once its tasks are gone, so that states seen later are those of new tasks."""
+        self._json("PUT", f"/connectors/{quote(name, safe='')}/stop", timeout=_PUT_SECONDS)
+        deadline = time.monotonic() + seconds
+        while (connector := self.status(name)) and (connector.state != "STOPPED" or connector.tasks):
+            if time.monotonic() > deadline:
+                raise VeniceError(f"connector {connector} did not stop within {seconds:g} s", "`venice logs connect`")
+            time.sleep(_POLL_SECONDS)
+
+    def resume(self, name: str) -> None:
+        """Let a stopped or paused connector run."""
+        self._json("PUT", f"/connectors/{quote(name, safe='')}/resume", timeout=_PUT_SECONDS)
+
+    def plugins(self) -> list[str]:
+        """Class names of the installed connector plugins."""
+        return sorted(plugin["class"] for plugin in self._json("GET", "/connector-plugins"))
+
+    def wait_running(self, names: list[str], seconds: float, report: Callable[[str], None] = lambda line: None) -> None:
+        """Return once all these connectors and every task of theirs run.
+
+        VeniceError with the root cause as soon as one has failed, or with their states after `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        waiting = list(names)
+        states: dict[str, str] = {}
+        while waiting:
+            for name in list(waiting):
+                connector = self.status(name)
+                if connector and connector.failure:
+                    raise VeniceError(
+                        connector.failure,
+                        f"correct it and deploy again; `venice logs connect --grep {name}` shows more",
+                    )
+                if connector and connector.running:
+                    report(str(connector))
+                    waiting.remove(name)
+                states[name] = str(connector) if connector else f"{name} not assigned to a worker yet"
+            if waiting and time.monotonic() > deadline:
+                raise VeniceError(
+                    f"not running after {seconds:g} s: {'; '.join(states[name] for name in waiting)}",
+                    "`venice logs connect` shows what the workers do",
+                )
+            if waiting:
+                time.sleep(_POLL_SECONDS)
+
+
+def _connector(status: dict[str, Any], config: dict[str, str]) -> Connector:
+    own = status["connector"]
+    tasks = tuple(
+        Task(task["id"], task["state"], task["worker_id"], root_cause(task.get("trace", "")))
+        for task in status.get("tasks", [])
+    )
+    return Connector(
+        status["name"],
+        own["state"],
+        status.get("type", ""),
+        own["worker_id"],
+        root_cause(own.get("trace", "")),
+        tasks,
+        config,
+    )
+
+
+def _message(answer: httpx.Response) -> str:
+    try:
+        return f"{answer.status_code} {answer.json()['message']}"
+    except (ValueError, KeyError, TypeError):
+        return f"{answer.status_code} {answer.reason_phrase}"
+
+
+def _validation(message: str) -> str:
+    """Connect's validation errors without its preamble and its hint at another endpoint."""
+
+    def lines() -> Iterator[str]:
+        for line in message.removeprefix("400 ").splitlines():
+            if not line.startswith(("Connector configuration is invalid", "You can also find")) and line.strip():
+                yield line.strip()
+
+    return "; ".join(lines()) or message

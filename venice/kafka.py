@@ -1,0 +1,400 @@
+"""Kafka as an operator asks it: brokers, quorum, topics, and whether a broker may restart now."""
+
+import contextlib
+import re
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+    ResourceType,
+)
+
+from venice.errors import InputError, UnreachableError, VeniceError
+
+TIMEOUT = 5.0
+# a controller that has not caught up with the active one for this long does not count in its quorum
+_BEHIND_MS = 5000
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One partition's replicas as broker ids; leader -1 when it has none."""
+
+    topic: str
+    id: int
+    leader: int
+    replicas: tuple[int, ...]
+    isr: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.topic}-{self.id}"
+
+
+@dataclass(frozen=True)
+class Quorum:
+    """The KRaft quorum: active controller's node id (-1: none), voters' ids, and how far each voter is behind in ms."""
+
+    leader: int
+    voters: dict[int, int]
+    observers: tuple[int, ...] = ()
+
+
+@dataclass
+class TopicSpec:
+    """What a topic should be. `replication` None: new topics get the default factor, an existing one keeps its own."""
+
+    name: str
+    partitions: int = 1
+    replication: int | None = None
+    config: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Difference:
+    """One field of a thing that is not as it should be; `current` None: the thing does not exist."""
+
+    field: str
+    current: str | None
+    desired: str
+
+
+def retention_ms(value: str | int) -> int:
+    """Milliseconds of `unlimited`, `90s`, `30m`, `12h`, `7d`, or of a number (already ms); -1 is unlimited."""
+    if value == "unlimited":
+        return -1
+    match = re.fullmatch(r"(-?\d+)\s*(ms|s|m|h|d|)", str(value))
+    if not match:
+        raise InputError(f"retention {value!r} is no time", "write unlimited, or a number with ms, s, m, h or d, as 7d")
+    return int(match[1]) * {"": 1, "ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}[match[2]]
+
+
+class Kafka:
+    """A cluster reached through `bootstrap_servers` ("a:9092,b:9092"); a call answers or fails in `timeout` seconds."""
+
+    def __init__(self, bootstrap_servers: str, timeout: float = TIMEOUT):
+        self.bootstrap_servers = bootstrap_servers
+        self.timeout = timeout
+        # the library's own lines about single connections would stand between Venice's; failures are raised here
+        self._admin = AdminClient(
+            {"bootstrap.servers": bootstrap_servers, "log_level": 0, "socket.connection.setup.timeout.ms": 2000}
+        )
+
+    def _metadata(self):
+        try:
+            return self._admin.list_topics(timeout=self.timeout)
+        except KafkaException as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: object) -> UnreachableError:
+        return UnreachableError(
+            f"Kafka: no broker of {self.bootstrap_servers} answered within {self.timeout:g} s ({error})",
+            "`venice status` shows the brokers, `venice up` starts them",
+        )
+
+    def brokers(self) -> dict[int, str]:
+        """Registered brokers: node id -> advertised "host:port"."""
+        return {broker.id: f"{broker.host}:{broker.port}" for broker in self._metadata().brokers.values()}
+
+    def partitions(self, topic: str | None = None) -> list[Partition]:
+        """All partitions (or one topic's) in order of topic and id; VeniceError when that topic does not exist."""
+        topics = self._metadata().topics
+        if topic is not None and topic not in topics:
+            raise VeniceError(f"Kafka: topic {topic} does not exist", "`venice deploy` applies the pipelines' topics")
+        return [
+            Partition(name, id_, part.leader, tuple(part.replicas), tuple(part.isrs))
+            for name, meta in sorted(topics.items())
+            if topic in (None, name)
+            for id_, part in sorted(meta.partitions.items())
+        ]
+
+    def under_replicated(self) -> list[Partition]:
+        """Partitions that have a replica out of sync, or no leader."""
+        return [part for part in self.partitions() if len(part.isr) < len(part.replicas) or part.leader < 0]
+
+    def topic_config(self, topics: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Effective configuration of topics: name -> key -> value."""
+        resources = [ConfigResource(ResourceType.TOPIC, name) for name in topics]
+        if not resources:
+            return {}
+        answers = self._admin.describe_configs(resources, request_timeout=self.timeout)
+        result = {}
+        for resource, answer in answers.items():
+            with self._asking(f"configuration of topic {resource.name}"):
+                result[resource.name] = {key: entry.value for key, entry in answer.result(self.timeout).items()}
+        return result
+
+    @contextlib.contextmanager
+    def _asking(self, what: str):
+        try:
+            yield
+        except TimeoutError as error:
+            raise self._unreachable(f"{what}: timed out") from error
+        except KafkaException as error:
+            answer = error.args[0]
+            if answer.name() in ("_TIMED_OUT", "_TRANSPORT", "_ALL_BROKERS_DOWN", "REQUEST_TIMED_OUT"):
+                raise self._unreachable(f"{what}: {answer.str()}") from error
+            raise VeniceError(
+                f"Kafka: {what}: {answer.str()}", "`venice logs kafka` shows the brokers' side"
+            ) from error
+
+    def quorum(self) -> Quorum:
+        """The controllers' quorum, from the first broker that answers."""
+        failures = []
+        for address in self.bootstrap_servers.split(","):
+            try:
+                return _describe_quorum(address, self.timeout)
+            except (OSError, ValueError, struct.error, IndexError) as error:
+                failures.append(f"{address}: {error}")
+        raise self._unreachable("; ".join(failures))
+
+    def controller(self) -> int:
+        """Node id of the active controller, -1 when the quorum has no leader.
+
+        Metadata can't tell: in KRaft mode brokers name a random live broker as the controller.
+        """
+        return self.quorum().leader
+
+    def can_restart(self, broker_id: int) -> tuple[bool, str]:
+        """Whether this broker may stop now: every partition keeps min.insync.replicas, and the quorum its majority.
+
+        Partitions that could never keep them (no more replicas than min.insync.replicas) do not hold it back: their
+        owner accepted that when the topic was made; they are named in the reason. The only broker of a cluster may
+        always restart.
+        """
+        metadata = self._metadata()
+        if set(metadata.brokers) <= {broker_id}:
+            return True, "the only broker: the cluster pauses while it restarts"
+        allowed, why = quorum_allows(self.quorum(), broker_id)
+        if not allowed:
+            return False, why
+        mine = [
+            Partition(name, id_, part.leader, tuple(part.replicas), tuple(part.isrs))
+            for name, meta in sorted(metadata.topics.items())
+            for id_, part in sorted(meta.partitions.items())
+            if broker_id in part.replicas
+        ]
+        config = self.topic_config(sorted({part.topic for part in mine}))
+        return partitions_allow(mine, broker_id, {topic: int(c["min.insync.replicas"]) for topic, c in config.items()})
+
+    def ensure_topics(
+        self, specs: list[TopicSpec], default_replication: int, check: bool = False
+    ) -> dict[str, list[Difference]]:
+        """Create and change topics so that they are as described: topic -> what differed (only topics that did).
+
+        Sends only differences; with `check` none. Fewer partitions, or another explicit replication factor, is an
+        InputError before anything is sent.
+        """
+        existing: dict[str, list[Partition]] = {}
+        for part in self.partitions():
+            existing.setdefault(part.topic, []).append(part)
+        config = self.topic_config([spec.name for spec in specs if spec.name in existing])
+        differences = {}
+        for spec in specs:
+            found = topic_differences(spec, existing.get(spec.name), config.get(spec.name, {}), default_replication)
+            if found:
+                differences[spec.name] = found
+        if not check:
+            self._send(specs, differences, set(existing), default_replication)
+        return differences
+
+    def _send(self, specs, differences, existing: set[str], default_replication: int) -> None:
+        changed = [spec for spec in specs if spec.name in differences]
+        new = [
+            NewTopic(s.name, s.partitions, s.replication or default_replication, config=s.config)
+            for s in changed
+            if s.name not in existing
+        ]
+        wider = [
+            NewPartitions(s.name, s.partitions)
+            for s in changed
+            if s.name in existing and any(d.field == "partitions" for d in differences[s.name])
+        ]
+        altered = [
+            ConfigResource(
+                ResourceType.TOPIC,
+                s.name,
+                incremental_configs=[
+                    ConfigEntry(d.field, d.desired, incremental_operation=AlterConfigOpType.SET)
+                    for d in differences[s.name]
+                    if d.field != "partitions"
+                ],
+            )
+            for s in changed
+            if s.name in existing and any(d.field != "partitions" for d in differences[s.name])
+        ]
+        answers: list[tuple[object, object]] = []
+        options = {"operation_timeout": self.timeout, "request_timeout": self.timeout}
+        if new:
+            answers += self._admin.create_topics(new, **options).items()
+        if wider:
+            answers += self._admin.create_partitions(wider, **options).items()
+        if altered:
+            answers += self._admin.incremental_alter_configs(altered, request_timeout=self.timeout).items()
+        for topic, answer in answers:
+            with self._asking(f"topic {getattr(topic, 'name', topic)}"):
+                answer.result(2 * self.timeout)
+
+
+def quorum_allows(quorum: Quorum, node: int) -> tuple[bool, str]:
+    """Whether the quorum keeps a majority of caught-up voters without `node`."""
+    if quorum.leader < 0:
+        return False, "the quorum has no active controller"
+    if node not in quorum.voters:
+        return True, "no controller"
+    rest = [voter for voter, behind in quorum.voters.items() if voter != node and behind <= _BEHIND_MS]
+    majority = len(quorum.voters) // 2 + 1
+    if len(rest) < majority:
+        caught_up = f"{len(rest)} of {len(quorum.voters)} controllers are caught up"
+        return False, f"without controller {node} only {caught_up}, the quorum needs {majority}"
+    return True, f"controllers {', '.join(map(str, sorted(rest)))} keep the quorum"
+
+
+def partitions_allow(partitions: list[Partition], broker: int, min_isr: dict[str, int]) -> tuple[bool, str]:
+    """Whether all `partitions` keep min.insync.replicas without `broker`; the reason names those that do not."""
+    held, never = [], []
+    for part in partitions:
+        minimum = min_isr[part.topic]
+        if broker not in part.isr or len(part.isr) - 1 >= minimum:
+            # a broker that is out of sync serves nothing: stopping it takes nothing away
+            continue
+        (never if len(part.replicas) <= minimum else held).append(part)
+    if held:
+        names = ", ".join(f"{p} (in sync: {', '.join(map(str, p.isr))})" for p in held[:3])
+        more = f" and {len(held) - 3} more" if len(held) > 3 else ""
+        return False, f"without broker {broker} these fall below min.insync.replicas: {names}{more}"
+    if never:
+        return True, f"{never[0]} and {len(never) - 1} more pause: they have too few replicas to lose one"
+    return True, f"all {len(partitions)} partitions keep min.insync.replicas"
+
+
+def topic_differences(
+    spec: TopicSpec, existing: list[Partition] | None, config: dict[str, str], default_replication: int
+) -> list[Difference]:
+    """What differs between `spec` and the topic as it is (`existing` None: it does not exist)."""
+    if existing is None:
+        made = {"partitions": spec.partitions, "replication": spec.replication or default_replication} | spec.config
+        return [Difference(key, None, str(value)) for key, value in made.items()]
+    if spec.partitions < len(existing):
+        raise InputError(
+            f"topic {spec.name} has {len(existing)} partitions, the pipeline says {spec.partitions}",
+            "Kafka can't remove partitions: write the number it has, or delete the topic and its data first",
+        )
+    factor = len(existing[0].replicas)
+    if spec.replication not in (None, factor):
+        raise InputError(
+            f"topic {spec.name} has {factor} replicas, the pipeline says {spec.replication}",
+            "move its replicas with kafka-reassign-partitions, or write the factor that it has",
+        )
+    found = []
+    if spec.partitions > len(existing):
+        found.append(Difference("partitions", str(len(existing)), str(spec.partitions)))
+    found += [
+        Difference(key, str(config.get(key)), value) for key, value in spec.config.items() if config.get(key) != value
+    ]
+    return found
+
+
+# DescribeQuorum (API 55, version 1). librdkafka does not have it, and it is what tells the active controller.
+
+
+def _describe_quorum(address: str, timeout: float) -> Quorum:
+    host, _, port = address.strip().rpartition(":")
+    topic = b"__cluster_metadata"
+    body = b"\x02" + bytes([len(topic) + 1]) + topic + b"\x02" + struct.pack(">i", 0) + b"\0\0\0"
+    client = b"venice"
+    request = struct.pack(">hhih", 55, 1, 1, len(client)) + client + b"\0" + body
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout) as connection:
+        connection.sendall(struct.pack(">i", len(request)) + request)
+        (size,) = struct.unpack(">i", _exactly(connection, 4))
+        return _parse_quorum(_exactly(connection, size))
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = connection.recv(size - len(data))
+        if not more:
+            raise ValueError("the connection was closed: is this a Kafka listener without TLS?")
+        data += more
+    return data
+
+
+class _Reader:
+    """Fields of a flexible-version Kafka response, in order."""
+
+    def __init__(self, data: bytes):
+        self.data, self.at = data, 0
+
+    def number(self, form: str) -> int:
+        (value,) = struct.unpack_from(f">{form}", self.data, self.at)
+        self.at += struct.calcsize(f">{form}")
+        return value
+
+    def varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self.data[self.at]
+            self.at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+
+    def text(self) -> str:
+        size = self.varint() - 1
+        self.at += max(size, 0)
+        return self.data[self.at - size : self.at].decode() if size > 0 else ""
+
+    def tags(self) -> None:
+        for _ in range(self.varint()):
+            self.varint()
+            self.at += self.varint()
+
+    def array(self, item: Callable[[], object]) -> list:
+        return [item() for _ in range(self.varint() - 1)]
+
+
+def _parse_quorum(data: bytes) -> Quorum:
+    read = _Reader(data)
+    read.number("i")  # correlation id
+    read.tags()
+    if error := read.number("h"):
+        raise ValueError(f"DescribeQuorum failed with Kafka error code {error}")
+    quorums: list[tuple[int, list, list]] = []
+
+    def replica() -> tuple[int, int]:
+        node = read.number("i")
+        read.number("q")  # log end offset
+        read.number("q")  # last fetch
+        caught_up = read.number("q")
+        read.tags()
+        return node, caught_up
+
+    def partition() -> None:
+        read.number("i")
+        failure = read.number("h")
+        leader = read.number("i")
+        read.number("i")  # epoch
+        read.number("q")  # high watermark
+        quorums.append((-1 if failure else leader, read.array(replica), read.array(replica)))
+        read.tags()
+
+    def topic() -> None:
+        read.text()
+        read.array(partition)
+        read.tags()
+
+    read.array(topic)
+    leader, voters, observers = quorums[0]
+    # the active controller reports its own clock as its caught-up time, so no other clock matters
+    now = max((caught_up for _, caught_up in voters), default=0)
+    return Quorum(leader, {node: now - caught_up for node, caught_up in voters}, tuple(node for node, _ in observers))
