@@ -1,0 +1,18 @@
+"""Judges what `venice_facts` found on all hosts: every finding at once, before anything is changed."""
+
+from __future__ import annotations
+
+from ansible.plugins.action import ActionBase
+
+from venice.play import answering, cluster_of, failed_findings
+from venice.preflight import assess
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = False
+
+    @answering
+    def run(self, task_vars):
+        cluster = cluster_of(self, task_vars)
+        findings = assess(cluster, task_vars["ansible_play_hosts_all"], self._task.args.get("changing", True))
+        return failed_findings(findings) if findings else {"changed": False, "order": cluster.order}

@@ -1,0 +1,41 @@
+"""Sends a host its one desired state. The model is evaluated here, the comparison happens on the host."""
+
+from __future__ import annotations
+
+from ansible.module_utils.venice_files import encode_files
+from ansible.plugins.action import ActionBase
+
+from venice.play import answering, cluster_of
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = False
+
+    @answering
+    def run(self, task_vars):
+        cluster = cluster_of(self, task_vars)
+        name = task_vars["inventory_hostname"]
+        arguments = dict(self._task.args)
+        document = cluster.desired(name)
+        if not document["containers"] and not arguments.get("prune") and arguments.get("state", "present") != "absent":
+            return {"skipped": True, "skip_reason": "the host is in no component's group"}
+        document["files"] = encode_files(document["files"])
+        engine = cluster.facts.get(name, {}).get("engine", {})
+        if self._task.check_mode and engine and not engine.get("running"):
+            return _bare(document)
+        answer = self._execute_module(module_name="venice_host", module_args=document | arguments, task_vars=task_vars)
+        return answer | {
+            "order": cluster.order,
+            "wait_timeout": int(cluster.var(name, "venice_wait_timeout")),
+            "unsettled": any(c["health"] != "healthy" for c in answer.get("containers", [])),
+        }
+
+
+def _bare(document):
+    """What a first deployment would do to a host that has no Docker yet: everything is created."""
+    fields = {"field": "container", "current": None, "reason": "missing", "action": "create"}
+    found = [
+        fields | {"component": c["component"], "container": c["name"], "desired": c["image"]}
+        for c in document["containers"]
+    ]
+    return {"changed": True, "differences": found, "pending": [], "containers": [], "stray": []}

@@ -1,0 +1,75 @@
+"""What the commands that change hosts do: check the input, run the playbook, show it. Returns records; prints through Progress."""
+
+import dataclasses
+
+from rich.console import Console
+
+from venice import runner
+from venice.cluster import Cluster
+from venice.errors import InputError
+from venice.preflight import validate
+from venice.progress import Progress, smoke_table
+from venice.records import Record
+
+
+def checked(options: runner.Options) -> Cluster:
+    """The inventory's model. Raises InputError listing every finding; no host is touched."""
+    cluster = Cluster.load(options.inventory, runner.parse_extra_vars(options.extra_vars))
+    if findings := validate(cluster):
+        text = "\n".join(f"  {f.where}\n    {f.what}\n    → {f.remedy}" for f in findings)
+        count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
+        raise InputError(f"{options.inventory}: {count}; no host was touched\n{text}")
+    return cluster
+
+
+def deploy(options: runner.Options, console: Console) -> Record:
+    """Deploys, applies the pipelines, traces an event."""
+    cluster = checked(options)
+    with Progress(console, bool(options.verbosity)) as progress:
+        return runner.run("plan" if options.check else "deploy", "deploy", options, cluster, _Smoke(progress))
+
+
+def play(command: str, options: runner.Options, console: Console, extra: dict | None = None) -> Record:
+    """Runs the playbook of that name on a checked inventory."""
+    cluster = checked(options)
+    with Progress(console, bool(options.verbosity)) as progress:
+        return runner.run(command, command, options, cluster, progress, extra)
+
+
+def plan(options: runner.Options, console: Console) -> Record:
+    """What a deployment would change, with the files' differences."""
+    return deploy(dataclasses.replace(options, check=True, diff=True), console)
+
+
+def doomed(options: runner.Options, keep_data: bool) -> list[str]:
+    """Lines that name what `destroy` will remove."""
+    cluster = checked(options)
+    lines = [f"On the hosts of {cluster.name} this will be removed:"]
+    for name in cluster.hosts:
+        document = cluster.desired(name)
+        if not document["containers"]:
+            continue
+        lines.append(f"  {name}: containers {', '.join(c['name'] for c in document['containers'])}")
+        data = sorted({m["source"] for c in document["containers"] for m in c["mounts"] if not m["read_only"]})
+        lines.append(f"    data {'kept' if keep_data else 'DELETED'}: {', '.join(data) or 'none'}")
+    return lines
+
+
+class _Smoke(runner.Listener):
+    """Progress, with the smoke test's table before the summary."""
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+        self.hops: list[dict] = []
+
+    def event(self, event: dict) -> None:
+        found = (event.get("event_data", {}).get("res") or {}).get("smoke")
+        if found:
+            self.hops = found["hops"]
+        self.progress.event(event)
+
+    def finish(self, record: Record) -> None:
+        if self.hops:
+            self.progress.__exit__()
+            self.progress.console.print(smoke_table(self.hops))
+        self.progress.finish(record)

@@ -1,0 +1,48 @@
+"""Options and endings that several commands share."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from venice import inventory
+
+
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from pathlib import Path
+
+    from venice import paths
+
+    known = {*inventory.names(Path("inventory")), *inventory.names(paths.resource("inventory"))}
+    return sorted(name for name in known if name.startswith(incomplete))
+
+
+inventory_option = click.option(
+    "-i",
+    "--inventory",
+    "inventory_name",
+    metavar="NAME|PATH",
+    shell_complete=_complete,
+    help="A path, or a folder below ./inventory, or one that Venice ships. Default: $VENICE_INVENTORY, else the only one in ./inventory.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def playbook_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--inventory --limit -e -v` of commands that run a playbook; handed over as one `options`."""
+
+    @inventory_option
+    @click.option("-l", "--limit", metavar="HOSTS", help="Only these hosts or groups (an Ansible pattern).")
+    @click.option("-e", "--extra-vars", multiple=True, metavar="KEY=VALUE", help="Set a variable; also JSON or @FILE.")
+    @click.option("-v", "--verbose", count=True, help="Show Ansible's own output; more for more.")
+    @functools.wraps(command)
+    def wrapped(
+        inventory_name: str | None, limit: str | None, extra_vars: tuple[str, ...], verbose: int, **rest: Any
+    ) -> Any:
+        from venice.runner import Options
+
+        options = Options(inventory.resolve(inventory_name), limit, verbosity=verbose, extra_vars=extra_vars)
+        return command(options=options, **rest)
+
+    return wrapped

@@ -1,0 +1,18 @@
+"""`venice up`."""
+
+import sys
+
+import click
+
+from venice.cli._options import playbook_options
+
+
+@click.command()
+@playbook_options
+def command(options) -> None:
+    """Start what is deployed, in dependency order, and wait until it is healthy."""
+    from rich.console import Console
+
+    from venice import actions
+
+    sys.exit(actions.play("up", options, Console()).exit_code)

@@ -1,0 +1,470 @@
+"""The model: inventory -> hosts, components, instances, endpoints, and each host's desired state.
+
+The only place that knows ports and addresses. Variables come from Ansible's own inventory and variable manager; a role's
+defaults are merged below them, which is exactly the precedence that role defaults have. So no playbook has to list the
+components: a component is a role whose defaults hold `<role>_component`, and it runs on the hosts of the group of that name.
+"""
+
+import functools
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Set before Ansible is imported: it reads its configuration once, and Venice's plugins are found through it.
+from venice import paths
+from venice.errors import InputError
+
+os.environ["ANSIBLE_CONFIG"] = str(paths.resource("ansible.cfg"))
+
+from ansible.errors import AnsibleError
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+from venice import images
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One container of a component: `kafka` on lab-2, or `kafka-3` where a host has several."""
+
+    component: str
+    name: str
+    host: str
+    address: str
+    ports: dict[str, int]
+    container: str
+    vars: dict[str, Any] = field(default_factory=dict)
+
+    def endpoint(self, port: str) -> str:
+        """`address:port` of the named port."""
+        return f"{self.address}:{self.ports[port]}"
+
+    def as_vars(self) -> dict[str, Any]:
+        """What templates see as `instance` and in the lists of `venice_instances`."""
+        return self.vars | {
+            "name": self.name,
+            "host": self.host,
+            "address": self.address,
+            "ports": self.ports,
+            "container": self.container,
+        }
+
+
+@dataclass(frozen=True)
+class Host:
+    """One machine: its name, the address others use, its components and Ansible's connection variables (templated)."""
+
+    name: str
+    address: str
+    components: tuple[str, ...]
+    vars: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Role:
+    """A component's role: where it is, its defaults (untemplated) and the arguments it knows."""
+
+    name: str
+    path: Path
+    defaults: dict[str, Any]
+    options: dict[str, dict[str, Any]]
+
+    @property
+    def is_component(self) -> bool:
+        """True when the role describes containers."""
+        return f"{self.name}_component" in self.defaults
+
+
+@functools.cache
+def roles() -> dict[str, Role]:
+    """All of Venice's roles by name, read from `roles/*/defaults/main.yml` and `meta/argument_specs.yml`."""
+    loader = DataLoader()
+    found = {}
+    for path in sorted(paths.resource("roles").iterdir()):
+        defaults, specs = path / "defaults" / "main.yml", path / "meta" / "argument_specs.yml"
+        if not defaults.exists():
+            continue
+        values = loader.load_from_file(str(defaults), trusted_as_template=True) or {}
+        spec = loader.load_from_file(str(specs)) if specs.exists() else {}
+        options = (spec.get("argument_specs") or {}).get("main", {}).get("options", {})
+        found[path.name] = Role(path.name, path, values, options)
+    return found
+
+
+def component_roles() -> dict[str, Role]:
+    """The roles that describe containers."""
+    return {name: role for name, role in roles().items() if role.is_component}
+
+
+def size(value: str | int) -> int:
+    """Bytes of `512m`, `2g` or a plain number. Raises ValueError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", str(value).strip().lower())
+    if not match:
+        raise ValueError(f"{value!r} is not a size such as 512m or 2g")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+class Cluster:
+    """Everything an inventory says, evaluated. Made by `load` (CLI) or directly by the action plugins."""
+
+    def __init__(
+        self,
+        raw: Mapping[str, dict[str, Any]],
+        groups: Mapping[str, list[str]],
+        loader: DataLoader,
+        facts: Mapping[str, dict[str, Any]] | None = None,
+    ):
+        """`raw`: untemplated variables by host; `groups`: hosts by group; `facts`: what `venice_facts` found, by host."""
+        if not raw:
+            raise InputError(
+                "the inventory has no hosts", "add hosts to the groups of the components that they are to run"
+            )
+        self._loader = loader
+        self.groups = {name: list(hosts) for name, hosts in groups.items()}
+        first = next(iter(raw.values()))
+        self.inventory_dir = Path(first.get("inventory_dir") or ".")
+        self.inventory_file = Path(first.get("inventory_file") or self.inventory_dir)
+        self.facts = dict(facts or {})
+        base: dict[str, Any] = {}
+        for role in roles().values():
+            base.update(role.defaults)
+        base |= {"venice_inventory_name": self._inventory_name()}
+        self._given = dict(raw)
+        self._vars = {h: base | v | {"groups": self.groups, "inventory_hostname": h} for h, v in raw.items()}
+        self.name = str(self.template(next(iter(raw)), self._vars[next(iter(raw))]["venice_cluster"]))
+        self.state_dir = self.inventory_dir / ".venice" / self.name
+        records = self._records()
+        registry = str(self.var(next(iter(raw)), "venice_image_registry") or "")
+        refs = {name: f"{registry}/{ref}" if registry else ref for name, ref in images.refs().items()}
+        for host, variables in self._vars.items():
+            variables |= {
+                "venice_images": {name.replace("-", "_"): ref for name, ref in refs.items()},
+                "venice_facts": self.facts.get(host, {}),
+                "venice_records": records,
+                "venice_state_dir": str(self.state_dir),
+                "venice_producers": [],
+            }
+        producers = self._producers() if self.groups.get("producer") else []
+        for variables in self._vars.values():
+            variables["venice_producers"] = producers
+        self.hosts = {host: self._host(host) for host in raw}
+        self.order = self._order()
+        self._instances = [
+            i for host in self.hosts.values() for c in host.components for i in self._host_instances(host, c)
+        ]
+        by_component = {c: [i.as_vars() for i in self.instances(c)] for c in component_roles()}
+        for variables in self._vars.values():
+            variables["venice_instances"] = by_component
+
+    @classmethod
+    def load(cls, inventory: Path, extra_vars: Mapping[str, Any] | None = None) -> "Cluster":
+        """Reads an inventory file or folder. Raises InputError naming the file when Ansible cannot read it."""
+        from ansible.inventory.manager import InventoryManager
+        from ansible.plugins.loader import init_plugin_loader
+        from ansible.vars.manager import VariableManager
+
+        from venice.secrets import vault_secrets
+
+        init_plugin_loader([])
+        loader = DataLoader()
+        loader.set_vault_secrets(vault_secrets(loader))
+        try:
+            manager = InventoryManager(loader=loader, sources=[str(inventory)])
+            variables = VariableManager(loader=loader, inventory=manager)
+            variables._extra_vars = {
+                k: trust_as_template(v) if isinstance(v, str) else v for k, v in (extra_vars or {}).items()
+            }
+            raw = {h.name: variables.get_vars(host=h, include_hostvars=False) for h in manager.get_hosts()}
+        except AnsibleError as error:
+            raise InputError(
+                f"{inventory}: {error}", "mend the file; `ansible-inventory -i FILE --list` reads it the same way"
+            ) from error
+        return cls(raw, manager.get_groups_dict(), loader)
+
+    # ---- variables -----------------------------------------------------------------------------------------------
+
+    def template(self, host: str, value: Any, extra: Mapping[str, Any] | None = None) -> Any:
+        """Evaluates a value with a host's variables. Raises InputError naming the host when it cannot be evaluated."""
+        variables = self._vars[host] | dict(extra or {})
+        try:
+            return Templar(loader=self._loader, variables=variables).template(value)
+        except AnsibleError as error:
+            raise InputError(f"{host}: {error}", "mend the variable in the inventory or its group_vars") from error
+
+    def var(self, host: str, name: str) -> Any:
+        """A variable's evaluated value on a host."""
+        return self.template(host, self._vars[host][name])
+
+    def raw_vars(self, host: str) -> dict[str, Any]:
+        """A host's variables as they are written, role defaults below them."""
+        return self._vars[host]
+
+    def given(self, host: str) -> dict[str, Any]:
+        """A host's variables as the inventory, the play and the command line give them, without Venice's own additions."""
+        return {k: v for k, v in self._given[host].items() if k not in _ADDED}
+
+    def record_paths(self, host: str) -> list[str]:
+        """Globs of the files on a host in which its components keep what a later deployment has to know."""
+        globs = []
+        for component in self.hosts[host].components:
+            description = roles()[component].defaults[f"{component}_component"]
+            globs += self.template(host, description.get("records", []))
+        return globs
+
+    # ---- who runs where ------------------------------------------------------------------------------------------
+
+    def instances(self, component: str | None = None) -> list[Instance]:
+        """All instances, or one component's, in the order of the inventory."""
+        return [i for i in self._instances if component in (None, i.component)]
+
+    def endpoint_list(self, component: str, port: str) -> list[str]:
+        """`address:port` of every instance of a component."""
+        return [i.endpoint(port) for i in self.instances(component)]
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Kafka's bootstrap servers, comma-separated."""
+        return ",".join(self.endpoint_list("kafka", "client"))
+
+    @property
+    def registry_urls(self) -> list[str]:
+        """Base addresses of the schema registries (Confluent's API at /)."""
+        return [f"http://{e}" for e in self.endpoint_list("schema_registry", "http")]
+
+    @property
+    def connect_urls(self) -> list[str]:
+        """Base addresses of the Kafka Connect workers' REST API."""
+        return [f"http://{e}" for e in self.endpoint_list("connect", "http")]
+
+    @functools.cached_property
+    def pipelines(self) -> list[Path]:
+        """Folders of the pipelines that the inventory names, the canary's first. Raises InputError for a missing one."""
+        host = next(iter(self.hosts))
+        # The canary's way leads through all four; without one of them there is no table to trace an event to.
+        whole = all(self.groups.get(c) for c in ("kafka", "schema_registry", "connect", "postgres"))
+        names = [*(["canary"] if whole else []), *self.var(host, "venice_pipelines")]
+        return [self._pipeline(str(name)) for name in names]
+
+    @property
+    def pipeline_vars(self) -> dict[str, Any]:
+        """What `${...}` stands for in pipeline files. Holds no secret: connectors read those through a config provider."""
+        host = next(iter(self.hosts))
+        postgres = next(iter(self.instances("postgres")), None)
+        return {
+            "cluster": self.name,
+            "bootstrap_servers": self.bootstrap_servers,
+            "registry_url": next(iter(self.registry_urls), ""),
+            "replication_factor": self.var(host, "kafka_replication_factor"),
+            "postgres_host": postgres.address if postgres else "",
+            "postgres_port": postgres.ports["sql"] if postgres else "",
+            "postgres_db": self.var(host, "postgres_database"),
+        }
+
+    # ---- desired state -------------------------------------------------------------------------------------------
+
+    def desired(self, host: str) -> dict[str, Any]:
+        """The document that `venice_host` makes true on a host; its form is that module's documentation."""
+        document: dict[str, Any] = {
+            "cluster": self.name,
+            "network": {"name": self.var(host, "venice_network")},
+            "directories": [],
+            "files": [],
+            "containers": [],
+        }
+        for instance in (i for i in self._instances if i.host == host):
+            self._describe(instance, document)
+        return document
+
+    def _describe(self, instance: Instance, document: dict[str, Any]) -> None:
+        """Adds an instance's directories, files and container to the host's document."""
+        role = roles()[instance.component]
+        extra = {"instance": instance.as_vars()}
+        raw = {k: v for k, v in role.defaults[f"{role.name}_component"].items() if k not in ("instances", "ports")}
+        described = self.template(instance.host, raw, extra)
+        uid = int(described["user"])
+        config = f"{self.var(instance.host, 'venice_config_dir')}/{instance.name}"
+        data = f"{self.var(instance.host, 'venice_data_dir')}/{instance.name}"
+        owned = {"owner": uid, "group": uid, "component": role.name}
+        mounts, restart_files = [], {}
+        if described.get("files"):
+            document["directories"].append({"path": config, "mode": "0750", **owned})
+            mounts.append({"source": config, "target": described["config_target"], "read_only": True})
+        for entry in described.get("files", []):
+            path = f"{config}/{entry['name']}"
+            secret = bool(entry.get("secret"))
+            content = self._content(instance, role, entry, extra)
+            mode = "0400" if secret else "0440"
+            document["files"].append({"path": path, "content": content, "mode": mode, "secret": secret, **owned})
+            restart_files[path] = entry.get("on_change", "restart")
+        for target in described.get("data", []):
+            path = data if target.get("name") is None else f"{data}/{target['name']}"
+            document["directories"].append({"path": path, "mode": "0750", **owned})
+            mounts.append({"source": path, "target": target["target"], "read_only": False})
+        labels = {
+            "venice.cluster": self.name,
+            "venice.component": role.name,
+            "venice.instance": instance.name,
+            "venice.endpoints": json.dumps({n: instance.endpoint(n) for n in instance.ports}, sort_keys=True),
+        }
+        document["containers"].append(
+            {
+                "name": instance.container,
+                "component": role.name,
+                "instance": instance.name,
+                "image": described["image"],
+                "command": [str(word) for word in described.get("command", [])],
+                "env": {k: str(v) for k, v in described.get("env", {}).items()},
+                "user": f"{uid}:{uid}",
+                "mounts": mounts,
+                "ports": [
+                    {"host": p, "container": p, "address": "0.0.0.0", "protocol": "tcp"}
+                    for p in instance.ports.values()
+                ],
+                "network": document["network"]["name"],
+                "aliases": [instance.name],
+                "hosts": {},
+                "memory": size(described["memory"]),
+                "ulimits": described.get("ulimits", {}),
+                "health": described["health"],
+                "restart": "unless-stopped",
+                "stop_timeout": described.get("stop_timeout", 10),
+                "log": {"driver": "json-file", "options": self.var(instance.host, "venice_log_options")},
+                "labels": labels,
+                "files": restart_files,
+                "rolling": bool(described.get("rolling")),
+            }
+        )
+
+    def _content(self, instance: Instance, role: Role, entry: Mapping[str, Any], extra: Mapping[str, Any]) -> str:
+        """A config file's text: `source` is copied as it is, else the role's `templates/<name>.j2` is rendered."""
+        if entry.get("source"):
+            return Path(entry["source"]).read_text()
+        path = role.path / "templates" / f"{entry['name']}.j2"
+        templar = Templar(loader=self._loader, variables=self._vars[instance.host] | dict(extra))
+        try:
+            text = trust_as_template(path.read_text())
+            return str(
+                templar.template(text, escape_backslashes=False, overrides={"trim_blocks": True, "lstrip_blocks": True})
+            )
+        except AnsibleError as error:
+            raise InputError(
+                f"{instance.host}: {path.name} of role {role.name}: {error}", "mend the variable that it names"
+            ) from error
+
+    # ---- parts of the evaluation ---------------------------------------------------------------------------------
+
+    def _inventory_name(self) -> str:
+        """`lab` for inventory/lab/hosts.yml, `staging` for staging.yml."""
+        stem = self.inventory_file.stem
+        return self.inventory_dir.name if stem in ("hosts", "inventory") or self.inventory_file.is_dir() else stem
+
+    def _records(self) -> dict[str, dict[str, str]]:
+        """What is recorded on the hosts (path -> text): from this run's facts, else as last seen.
+
+        With `--limit` the other hosts are not asked; their node ids must not be guessed anew then.
+        """
+        seen: dict[str, dict[str, str]] = {}
+        for host in self._vars:
+            if "records" in self.facts.get(host, {}):
+                seen[host] = self.facts[host]["records"]
+            elif (cached := self.state_dir / "records" / f"{host}.json").exists():
+                seen[host] = json.loads(cached.read_text())
+        return seen
+
+    def _host(self, name: str) -> Host:
+        components = tuple(c for c in component_roles() if name in self.groups.get(c, []))
+        connection = {
+            k: self.template(name, v)
+            for k, v in self._vars[name].items()
+            if k.startswith("ansible_") and k in _CONNECTION
+        }
+        return Host(name, str(self.var(name, "venice_address")), components, connection)
+
+    def _host_instances(self, host: Host, component: str) -> Iterable[Instance]:
+        description = roles()[component].defaults[f"{component}_component"]
+        for number, extra in enumerate(self.template(host.name, description.get("instances", [{}]))):
+            name = extra.get("name") or component.replace("_", "-")
+            variables = extra | {"index": number, "name": name}
+            ports = self.template(host.name, description.get("ports", {}), {"instance": variables})
+            ports = {key: int(port) for key, port in ports.items()}
+            yield Instance(component, name, host.name, host.address, ports, f"venice-{name}", variables)
+
+    def _producers(self) -> list[dict[str, Any]]:
+        """The producers of all pipelines, spread over the hosts of the group `producer`: what that role's instances are."""
+        from venice import pipeline
+
+        hosts = self.groups["producer"]
+        found = [p for folder in self.pipelines for p in pipeline.load(folder).producers]
+        return [
+            {
+                "name": f"producer-{p.name}",
+                "host": hosts[n % len(hosts)],
+                "script": str(p.script),
+                "environment": p.environment,
+                "health": p.health,
+            }
+            for n, p in enumerate(found)
+        ]
+
+    def _order(self) -> list[str]:
+        """Components in dependency order (`after` in their descriptions); only those that have hosts."""
+        present = {c for host in self.hosts.values() for c in host.components}
+        order: list[str] = []
+
+        def visit(component: str) -> None:
+            if component in order or component not in present:
+                return
+            for needed in roles()[component].defaults[f"{component}_component"].get("after", []):
+                visit(needed)
+            order.append(component)
+
+        for component in sorted(present):
+            visit(component)
+        return order
+
+    def _pipeline(self, name: str) -> Path:
+        places = [
+            self.inventory_dir / "pipelines" / name,
+            Path("pipelines") / name,
+            paths.resource("pipelines") / name,
+            Path(name),
+        ]
+        for place in places:
+            if (place / "pipeline.yml").exists():
+                return place.resolve()
+        shipped = ", ".join(sorted(p.parent.name for p in paths.resource("pipelines").glob("*/pipeline.yml")))
+        raise InputError(
+            f"{self.inventory_dir}: venice_pipelines names {name!r}, but there is no {name}/pipeline.yml",
+            f"looked in {', '.join(str(p.parent) for p in places[:3])}; Venice ships: {shipped}",
+        )
+
+
+# What Venice itself puts among a host's variables; everything else of such names must be in a role's argument specs.
+_ADDED = {
+    "venice_facts",
+    "venice_images",
+    "venice_instances",
+    "venice_inventory_name",
+    "venice_producers",
+    "venice_records",
+    "venice_state_dir",
+}
+
+# Ansible's variables that say how a host is reached; the rest of ansible_* is not Venice's business.
+_CONNECTION = {
+    "ansible_connection",
+    "ansible_host",
+    "ansible_port",
+    "ansible_user",
+    "ansible_ssh_private_key_file",
+    "ansible_private_key_file",
+    "ansible_ssh_common_args",
+    "ansible_ssh_extra_args",
+    "ansible_become",
+}

@@ -1,0 +1,43 @@
+"""What the action plugins share: the model as a running play sees it, and errors as task results."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from venice.cluster import Cluster
+from venice.errors import VeniceError
+
+
+def cluster_of(action: ActionBase, task_vars: dict[str, Any]) -> Cluster:
+    """The model of the inventory that the running play has, with the facts gathered so far."""
+    hostvars = task_vars["hostvars"]
+    raw = {host: hostvars.raw_get(host) for host in hostvars if host in task_vars["groups"]["all"]}
+    facts = {host: found for host, v in raw.items() if (found := v.get("ansible_facts", {}).get("venice_facts"))}
+    return Cluster(raw, task_vars["groups"], action._loader, facts)
+
+
+def answering(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Decorator of an action's `run(task_vars, result)`: a VeniceError becomes a failed result with its remedy."""
+
+    @functools.wraps(run)
+    def wrapped(self: ActionBase, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = ActionBase.run(self, tmp, task_vars)
+        try:
+            return result | run(self, task_vars or {})
+        except VeniceError as error:
+            return result | {"failed": True, "msg": error.message, "remedy": error.remedy, "exit_code": error.exit_code}
+
+    return wrapped
+
+
+def failed_findings(findings: list[Any]) -> dict[str, Any]:
+    """A failed result that lists findings, each with its host and remedy."""
+    lines = [f"{f.where}: {f.what}\n    {f.remedy}" for f in findings]
+    return {
+        "failed": True,
+        "exit_code": 2,
+        "msg": f"{len(findings)} finding{'s' if len(findings) > 1 else ''}; no host was changed\n" + "\n".join(lines),
+        "findings": [f.as_dict() for f in findings],
+    }

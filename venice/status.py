@@ -1,0 +1,247 @@
+"""What runs, read from the hosts: containers over SSH, brokers and connectors from the services themselves."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from venice.cluster import Cluster, Instance
+from venice.errors import VeniceError
+from venice.hosts import DockerHost, over
+
+# Seconds for each question; the whole command is to answer in three.
+_LIMIT = 2.5
+_GOOD = {"running", "healthy", "RUNNING"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One container: what should be there and what is. `state` is `missing` when it is not there."""
+
+    component: str
+    instance: str
+    host: str
+    state: str
+    health: str
+    image: str
+    uptime: str
+    ports: str
+
+
+@dataclass
+class Status:
+    """All that `venice status` shows; `as_dict` is the documented JSON."""
+
+    cluster: str
+    containers: list[Row] = field(default_factory=list)
+    brokers: list[dict[str, Any]] = field(default_factory=list)
+    connectors: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    unreachable: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Form for `--json`."""
+        return asdict(self)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all is well, 1 something is not healthy, 3 a host does not answer."""
+        if self.unreachable:
+            return 3
+        well = all(r.state == "running" and r.health == "healthy" for r in self.containers)
+        return 0 if well and not self.problems and all(c["running"] for c in self.connectors) else 1
+
+
+def collect(cluster: Cluster) -> Status:
+    """Asks all hosts and services at once; what does not answer within seconds is said so."""
+    status = Status(cluster.name)
+    hosts = [host for host in cluster.hosts.values() if host.components]
+    with ThreadPoolExecutor(3) as pool:
+        containers = pool.submit(over, hosts, lambda host: _containers(host, cluster.name), _LIMIT)
+        brokers = pool.submit(_answer, status, _brokers, cluster) if cluster.instances("kafka") else None
+        connectors = pool.submit(_answer, status, _connectors, cluster) if cluster.instances("connect") else None
+        for name, found in containers.result().items():
+            if isinstance(found, Exception):
+                status.unreachable[name] = getattr(found, "message", str(found))
+            status.containers += _rows(
+                cluster, name, {} if name in status.unreachable else found, name not in status.unreachable
+            )
+        status.brokers = brokers.result() if brokers else []
+        status.connectors = connectors.result() if connectors else []
+    status.containers.sort(
+        key=lambda r: (cluster.order.index(r.component) if r.component in cluster.order else 99, r.host, r.instance)
+    )
+    return status
+
+
+def _answer(status: Status, ask: Any, cluster: Cluster) -> list[dict[str, Any]]:
+    try:
+        return ask(cluster)
+    except VeniceError as error:
+        status.problems.append(error.message)
+        return []
+
+
+def _containers(host: DockerHost, cluster: str) -> dict[str, dict[str, Any]]:
+    """Containers of the cluster by name, as `docker inspect` has them."""
+    with host.asking():
+        api = host.docker.api
+        found = api.containers(all=True, filters={"label": f"venice.cluster={cluster}"})
+        return {c["Names"][0].lstrip("/"): api.inspect_container(c["Id"]) for c in found}
+
+
+def _rows(cluster: Cluster, host: str, found: dict[str, dict[str, Any]], answered: bool) -> list[Row]:
+    wanted = {i.container: i for i in cluster.instances() if i.host == host}
+    absent = "missing" if answered else "unknown"
+    rows = [_row(host, found.get(name), instance, absent) for name, instance in wanted.items()]
+    for name, container in found.items():
+        if name not in wanted:
+            labels = container["Config"]["Labels"]
+            rows.append(
+                _row(
+                    host,
+                    container,
+                    Instance(labels["venice.component"], labels["venice.instance"], host, "", {}, name),
+                    absent,
+                )
+            )
+    return rows
+
+
+def _row(host: str, container: dict[str, Any] | None, instance: Instance, absent: str) -> Row:
+    ports = ", ".join(str(port) for port in instance.ports.values())
+    if container is None:
+        return Row(instance.component, instance.name, host, absent, "", "", "", ports)
+    state = container["State"]
+    health = (state.get("Health") or {}).get("Status", "none")
+    running = state["Status"] == "running"
+    uptime = _ago(state["StartedAt"]) if running else ""
+    return Row(
+        instance.component,
+        instance.name,
+        host,
+        state["Status"],
+        health if running else "",
+        container["Config"]["Image"],
+        uptime,
+        ports,
+    )
+
+
+def _ago(started: str) -> str:
+    """`3m`, `2h`, `5d` since Docker's timestamp."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(started[:19] + "+00:00")).total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{max(0, int(seconds))}s"
+
+
+def _brokers(cluster: Cluster) -> list[dict[str, Any]]:
+    from venice.kafka import Kafka
+
+    kafka = Kafka(cluster.bootstrap_servers, timeout=_LIMIT)
+    registered, partitions, controller = kafka.brokers(), kafka.partitions(), kafka.controller()
+    return [
+        {
+            "id": node.vars["node_id"],
+            "host": node.host,
+            "address": node.endpoint("client"),
+            "registered": node.vars["node_id"] in registered,
+            "controller": node.vars["node_id"] == controller,
+            "leads": sum(p.leader == node.vars["node_id"] for p in partitions),
+            "replicas": sum(node.vars["node_id"] in p.replicas for p in partitions),
+            "in_sync": sum(node.vars["node_id"] in p.isr for p in partitions),
+        }
+        for node in cluster.instances("kafka")
+    ]
+
+
+def _connectors(cluster: Cluster) -> list[dict[str, Any]]:
+    from venice.connect import Connect
+
+    found = Connect(cluster.connect_urls, timeout=_LIMIT).connectors()
+    return [
+        {
+            "name": c.name,
+            "state": c.state,
+            "running": c.running,
+            "tasks": [{"id": t.id, "state": t.state, "worker": t.worker} for t in c.tasks],
+            "failure": c.failure,
+        }
+        for c in sorted(found.values(), key=lambda c: c.name)
+    ]
+
+
+def render(status: Status) -> Group:
+    """The tables for a person; reads well at 80 columns."""
+    parts: list[Any] = [_table(status)]
+    if status.brokers:
+        parts += ["", _broker_table(status.brokers)]
+    if status.connectors:
+        parts += ["", _connector_table(status.connectors)]
+    for host, why in status.unreachable.items():
+        parts += ["", Text(f"{host} does not answer: {why}", style="red")]
+    parts += [Text(problem, style="red") for problem in status.problems]
+    return Group(*parts)
+
+
+def _styled(word: str) -> Text:
+    return Text(
+        word, style="green" if word in _GOOD else "yellow" if word in ("starting", "restarting", "unknown") else "red"
+    )
+
+
+def _grid(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in ("leads", "in sync", "up") else "left", overflow="fold")
+    return table
+
+
+def _table(status: Status) -> Table:
+    table = _grid("instance", "host", "state", "health", "up", "ports", "image")
+    for row in status.containers:
+        image = row.image.split("/")[-1]
+        table.add_row(
+            row.instance,
+            row.host,
+            _styled(row.state),
+            _styled(row.health),
+            row.uptime,
+            row.ports,
+            Text(image, style="dim"),
+        )
+    return table
+
+
+def _broker_table(brokers: list[dict[str, Any]]) -> Table:
+    table = _grid("broker", "host", "address", "", "leads", "in sync")
+    for b in brokers:
+        role = (
+            Text("not registered", style="red")
+            if not b["registered"]
+            else Text("controller" if b["controller"] else "")
+        )
+        whole = b["in_sync"] == b["replicas"]
+        table.add_row(
+            str(b["id"]),
+            b["host"],
+            b["address"],
+            role,
+            str(b["leads"]),
+            Text(f"{b['in_sync']}/{b['replicas']}", style="" if whole else "red"),
+        )
+    return table
+
+
+def _connector_table(connectors: list[dict[str, Any]]) -> Table:
+    table = _grid("connector", "state", "tasks", "")
+    for c in connectors:
+        running = sum(t["state"] == "RUNNING" for t in c["tasks"])
+        table.add_row(c["name"], _styled(c["state"]), f"{running}/{len(c['tasks'])}", Text(c["failure"], style="red"))
+    return table
