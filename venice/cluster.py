@@ -122,14 +122,13 @@ class Cluster:
     ):
         """`raw`: untemplated variables by host; `groups`: hosts by group; `facts`: what `venice_facts` found, by host."""
         if not raw:
-            raise InputError(
-                "the inventory has no hosts", "add hosts to the groups of the components that they are to run"
-            )
+            raise InputError("the inventory has no hosts", "add hosts to the groups of the components that they are to run")
         self._loader = loader
         self.groups = {name: list(hosts) for name, hosts in groups.items()}
-        first = next(iter(raw.values()))
-        self.inventory_dir = Path(first.get("inventory_dir") or ".")
-        self.inventory_file = Path(first.get("inventory_file") or self.inventory_dir)
+        # Variables of the whole cluster are read from the first host: `validate` sees to it that they are the same on all.
+        self._first = next(iter(raw))
+        self.inventory_dir = Path(raw[self._first].get("inventory_dir") or ".")
+        self.inventory_file = Path(raw[self._first].get("inventory_file") or self.inventory_dir)
         self.facts = dict(facts or {})
         base: dict[str, Any] = {}
         for role in roles().values():
@@ -137,10 +136,10 @@ class Cluster:
         base |= {"venice_inventory_name": self._inventory_name()}
         self._given = dict(raw)
         self._vars = {h: base | v | {"groups": self.groups, "inventory_hostname": h} for h, v in raw.items()}
-        self.name = str(self.template(next(iter(raw)), self._vars[next(iter(raw))]["venice_cluster"]))
+        self.name = str(self.var(self._first, "venice_cluster"))
         self.state_dir = self.inventory_dir / ".venice" / self.name
         records = self._records()
-        registry = str(self.var(next(iter(raw)), "venice_image_registry") or "")
+        registry = str(self.var(self._first, "venice_image_registry") or "")
         refs = {name: f"{registry}/{ref}" if registry else ref for name, ref in images.refs().items()}
         for host, variables in self._vars.items():
             variables |= {
@@ -155,9 +154,7 @@ class Cluster:
             variables["venice_producers"] = producers
         self.hosts = {host: self._host(host) for host in raw}
         self.order = self._order()
-        self._instances = [
-            i for host in self.hosts.values() for c in host.components for i in self._host_instances(host, c)
-        ]
+        self._instances = [i for host in self.hosts.values() for c in host.components for i in self._host_instances(host, c)]
         by_component = {c: [i.as_vars() for i in self.instances(c)] for c in component_roles()}
         for variables in self._vars.values():
             variables["venice_instances"] = by_component
@@ -177,14 +174,10 @@ class Cluster:
         try:
             manager = InventoryManager(loader=loader, sources=[str(inventory)])
             variables = VariableManager(loader=loader, inventory=manager)
-            variables._extra_vars = {
-                k: trust_as_template(v) if isinstance(v, str) else v for k, v in (extra_vars or {}).items()
-            }
+            variables._extra_vars = {k: trust_as_template(v) if isinstance(v, str) else v for k, v in (extra_vars or {}).items()}
             raw = {h.name: variables.get_vars(host=h, include_hostvars=False) for h in manager.get_hosts()}
         except AnsibleError as error:
-            raise InputError(
-                f"{inventory}: {error}", "mend the file; `ansible-inventory -i FILE --list` reads it the same way"
-            ) from error
+            raise InputError(f"{inventory}: {error}", "mend the file; `ansible-inventory -i FILE --list` reads it the same way") from error
         return cls(raw, manager.get_groups_dict(), loader)
 
     # ---- variables -----------------------------------------------------------------------------------------------
@@ -245,25 +238,23 @@ class Cluster:
     @functools.cached_property
     def pipelines(self) -> list[Path]:
         """Folders of the pipelines that the inventory names, the canary's first. Raises InputError for a missing one."""
-        host = next(iter(self.hosts))
         # The canary's way leads through all four; without one of them there is no table to trace an event to.
         whole = all(self.groups.get(c) for c in ("kafka", "schema_registry", "connect", "postgres"))
-        names = [*(["canary"] if whole else []), *self.var(host, "venice_pipelines")]
+        names = [*(["canary"] if whole else []), *self.var(self._first, "venice_pipelines")]
         return [self._pipeline(str(name)) for name in names]
 
     @property
     def pipeline_vars(self) -> dict[str, Any]:
         """What `${...}` stands for in pipeline files. Holds no secret: connectors read those through a config provider."""
-        host = next(iter(self.hosts))
         postgres = next(iter(self.instances("postgres")), None)
         return {
             "cluster": self.name,
             "bootstrap_servers": self.bootstrap_servers,
             "registry_url": next(iter(self.registry_urls), ""),
-            "replication_factor": self.var(host, "kafka_replication_factor"),
+            "replication_factor": self.var(self._first, "kafka_replication_factor"),
             "postgres_host": postgres.address if postgres else "",
             "postgres_port": postgres.ports["sql"] if postgres else "",
-            "postgres_db": self.var(host, "postgres_database"),
+            "postgres_db": self.var(self._first, "postgres_database"),
         }
 
     # ---- desired state -------------------------------------------------------------------------------------------
@@ -323,7 +314,12 @@ class Cluster:
                 "user": f"{uid}:{uid}",
                 "mounts": mounts,
                 "ports": [
-                    {"host": p, "container": p, "address": "0.0.0.0", "protocol": "tcp"}
+                    {
+                        "host": p,
+                        "container": p,
+                        "address": "0.0.0.0",  # noqa: S104 every host and the operator are to reach it
+                        "protocol": "tcp",
+                    }
                     for p in instance.ports.values()
                 ],
                 "network": document["network"]["name"],
@@ -349,13 +345,9 @@ class Cluster:
         templar = Templar(loader=self._loader, variables=self._vars[instance.host] | dict(extra))
         try:
             text = trust_as_template(path.read_text())
-            return str(
-                templar.template(text, escape_backslashes=False, overrides={"trim_blocks": True, "lstrip_blocks": True})
-            )
+            return str(templar.template(text, escape_backslashes=False, overrides={"trim_blocks": True, "lstrip_blocks": True}))
         except AnsibleError as error:
-            raise InputError(
-                f"{instance.host}: {path.name} of role {role.name}: {error}", "mend the variable that it names"
-            ) from error
+            raise InputError(f"{instance.host}: {path.name} of role {role.name}: {error}", "mend the variable that it names") from error
 
     # ---- parts of the evaluation ---------------------------------------------------------------------------------
 
@@ -379,11 +371,7 @@ class Cluster:
 
     def _host(self, name: str) -> Host:
         components = tuple(c for c in component_roles() if name in self.groups.get(c, []))
-        connection = {
-            k: self.template(name, v)
-            for k, v in self._vars[name].items()
-            if k.startswith("ansible_") and k in _CONNECTION
-        }
+        connection = {k: self.template(name, v) for k, v in self._vars[name].items() if k.startswith("ansible_") and k in _CONNECTION}
         return Host(name, str(self.var(name, "venice_address")), components, connection)
 
     def _host_instances(self, host: Host, component: str) -> Iterable[Instance]:

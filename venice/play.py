@@ -1,13 +1,27 @@
 """What the action plugins share: the model as a running play sees it, and errors as task results."""
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+from venice import paths
 from venice.cluster import Cluster
 from venice.errors import VeniceError
+
+
+def encode_document(document: dict[str, Any]) -> str:
+    """A host's document packed as the module `venice_host` takes it; the code is the one that unpacks it there.
+
+    Ansible has no import path on the controller for module utilities, so the file is loaded by its place.
+    """
+    path = paths.resource("plugins") / "module_utils" / "venice_document.py"
+    spec = importlib.util.spec_from_file_location("venice_document", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.encode_document(document)
 
 
 def cluster_of(action: ActionBase, task_vars: dict[str, Any]) -> Cluster:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ansible.module_utils.venice_files import encode_files
 from ansible.plugins.action import ActionBase
 
-from venice.play import answering, cluster_of
+from venice.play import answering, cluster_of, encode_document
 
 
 class ActionModule(ActionBase):
@@ -19,11 +18,10 @@ class ActionModule(ActionBase):
         document = cluster.desired(name)
         if not document["containers"] and not arguments.get("prune") and arguments.get("state", "present") != "absent":
             return {"skipped": True, "skip_reason": "the host is in no component's group"}
-        document["files"] = encode_files(document["files"])
         engine = cluster.facts.get(name, {}).get("engine", {})
         if self._task.check_mode and engine and not engine.get("running"):
             return _bare(document)
-        answer = self._execute_module(module_name="venice_host", module_args=document | arguments, task_vars=task_vars)
+        answer = self._execute_module(module_name="venice_host", module_args=arguments | {"document": encode_document(document)}, task_vars=task_vars)
         return answer | {
             "order": cluster.order,
             "wait_timeout": int(cluster.var(name, "venice_wait_timeout")),
