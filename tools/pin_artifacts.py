@@ -1,0 +1,135 @@
+"""Pin every download of the images again: resolve what images/artifacts.yml asks for, write the closure with hashes and licences.
+
+Edit the `resolve` lists in images/artifacts.yml, run `python tools/pin_artifacts.py`, read the diff. Runs maven and pip in the
+builder image, so it needs Docker and nothing else. Licences are what each package says of itself (its POM or metadata).
+"""
+
+import email
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from venice import images, paths
+
+HEADER = """\
+# Every download that goes into an image. `resolve` says what an image asks for, `exclude` which of the files that come with
+# it (name patterns) it does not take; `files` is the result, written by tools/pin_artifacts.py and verified by each build.
+"""
+TREE = "dependency:copy-dependencies -DincludeScope=runtime -Dmdep.useRepositoryLayout=true"
+LICENCES = (  # how POMs name the common ones
+    (r"apache|asl 2", "Apache-2.0"), (r"bsd.*2|2-clause", "BSD-2-Clause"),
+    (r"edl|eclipse distribution|bsd.*3|3-clause", "BSD-3-Clause"), (r"bsd", "BSD-3-Clause"), (r"^mit|the mit", "MIT"),
+    (r"epl.*2|eclipse public.*2", "EPL-2.0"), (r"epl|eclipse public", "EPL-1.0"), (r"cddl", "CDDL-1.1"),
+    (r"cc0", "CC0-1.0"), (r"mpl|mozilla", "MPL-2.0"), (r"gpl.*(cpe|classpath)|gpl2 w/", "GPL-2.0-with-classpath-exception"),
+)
+
+
+def pom(dependencies: list[str], closure: bool) -> str:
+    """A project that depends on `dependencies`, with or without what they depend on."""
+    result = "<project><modelVersion>4.0.0</modelVersion><groupId>v</groupId><artifactId>v</artifactId><version>1</version>"
+    result += "<packaging>pom</packaging><dependencies>"
+    for coordinates in dependencies:
+        group, name, version, *rest = coordinates.split(":")
+        kind, classifier = (rest + ["", ""])[:2]
+        result += f"<dependency><groupId>{group}</groupId><artifactId>{name}</artifactId><version>{version}</version>"
+        result += f"<type>{kind}</type>" if kind else ""
+        result += f"<classifier>{classifier}</classifier>" if classifier else ""
+        if not closure:
+            result += "<exclusions><exclusion><groupId>*</groupId><artifactId>*</artifactId></exclusion></exclusions>"
+        result += "</dependency>"
+    return result + "</dependencies></project>"
+
+
+def spdx(names: list[str]) -> str:
+    """The SPDX names of licences as POMs write them; unknown ones stay as they are."""
+    known = [next((spdx for pattern, spdx in LICENCES if re.search(pattern, name.lower())), name) for name in names]
+    return " OR ".join(dict.fromkeys(known)) or "unknown"
+
+
+def pom_licence(repository: Path, group: str, name: str, version: str) -> str:
+    """Licence of a POM, or of the nearest parent that names one."""
+    path = repository / group.replace(".", "/") / name / version / f"{name}-{version}.pom"
+    if not path.is_file():
+        return "unknown"
+    tree = ElementTree.fromstring(re.sub(rb'\sxmlns="[^"]+"', b"", path.read_bytes(), count=1))  # noqa: S314 (pinned host)
+    if names := [node.text.strip() for node in tree.findall("licenses/license/name") if node.text]:
+        return spdx(names)
+    if (parent := tree.find("parent")) is None:
+        return "unknown"
+    return pom_licence(repository, *(parent.findtext(key, "").strip() for key in ("groupId", "artifactId", "version")))
+
+
+def maven_files(scratch: Path, repository: Path) -> list[dict[str, str]]:
+    """Entries for all that maven copied, in repository layout, below `scratch`; also puts the files into the cache."""
+    result = []
+    for path in sorted(scratch.rglob("*")):
+        if not path.is_file():
+            continue
+        *group, name, version, file = path.relative_to(scratch).parts
+        if not file.startswith(f"{name}-{version}"):
+            continue  # maven's own notes
+        classifier, _, kind = file.removeprefix(f"{name}-{version}").lstrip("-").partition(".")
+        parts = [".".join(group), name, version]
+        parts += [kind or classifier, classifier][: 2 if classifier else 1] if (kind, classifier) != ("jar", "") else []
+        licence = pom_licence(repository, ".".join(group), name, version)
+        result.append({"maven": ":".join(parts), "sha256": images._sha256(path), "licence": licence, "file": file})
+        shutil.copy(path, images._artifacts_dir() / file)
+    return result
+
+
+def wheel_files(folder: Path) -> list[dict[str, str]]:
+    """Entries for all wheels in `folder`; also puts them into the cache."""
+    result = []
+    for path in sorted(folder.glob("*.whl")):
+        with zipfile.ZipFile(path) as wheel:
+            name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+            data = email.message_from_bytes(wheel.read(name))
+        classifiers = [c.split(" :: ")[-1] for c in data.get_all("Classifier", []) if c.startswith("License ::")]
+        licence = data["License-Expression"] or spdx(classifiers or [(data["License"] or "").splitlines()[0]])
+        coordinates = f"{data['Name']}=={data['Version']}"
+        result.append({"pypi": coordinates, "sha256": images._sha256(path), "licence": licence, "file": path.name})
+        shutil.copy(path, images._artifacts_dir() / path.name)
+    return result
+
+
+def main() -> None:
+    path = paths.resource("images") / "artifacts.yml"
+    document = yaml.safe_load(path.read_text())
+    engine = images.client()
+    builder = images.images()[images.BUILDER].ref
+    if builder not in images.present(engine):
+        images.build_missing({images.BUILDER}, print)
+    for image, content in document.items():
+        with tempfile.TemporaryDirectory(dir=images._artifacts_dir(), prefix="part-") as scratch:
+            work = Path(scratch)
+            maven = [c for c in content["resolve"] if ":" in c]
+            pypi = [c for c in content["resolve"] if ":" not in c]
+            for closure in (True, False):
+                wanted = [c for c in maven if (c.count(":") == 2) == closure]  # archives carry what they need
+                (work / f"pom-{closure}.xml").write_text(pom(wanted, closure))
+            script = "".join(
+                f"mvn -B -q -ntp -Dmaven.repo.local=/work/m2 -f /work/pom-{closure}.xml {TREE} -DoutputDirectory=/work/maven\n"
+                for closure in (True, False)
+                if maven
+            )
+            if pypi:
+                quoted = " ".join(f"'{requirement}'" for requirement in pypi)
+                script += f"pip download -q --no-cache-dir --only-binary=:all: -d /work/wheels {quoted}\n"
+            images.in_builder(engine, builder, script, work)
+            found = maven_files(work / "maven", work / "m2") + wheel_files(work / "wheels")
+        excluded = content.get("exclude", [])
+        content["files"] = [f for f in found if not any(Path(f["file"]).match(pattern) for pattern in excluded)]
+        print(f"{image}: {len(content['files'])} files")
+    text = yaml.safe_dump(document, sort_keys=False, width=200, allow_unicode=True, default_flow_style=None)
+    path.write_text(HEADER + text)
+
+
+if __name__ == "__main__":
+    main()
