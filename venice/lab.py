@@ -72,7 +72,7 @@ def _plain_errors(function: Callable) -> Callable:
 class LabHost:
     """One lab host as it is.
 
-    `state`: running, cut (running without network), off or missing. `ssh`: sshd answers. `docker`: the host's own
+    `state`: running, cut (running, but off the network), off or missing. `ssh`: sshd answers. `docker`: the host's own
     engine: absent, or systemd's word for it (active, inactive, failed); empty when the host is not running.
     """
 
@@ -159,22 +159,21 @@ def power(name: str, on: bool, report: Report = print) -> None:
 
 @_plain_errors
 def cut(name: str, report: Report = print) -> None:
-    """Take the host off the network; it goes on running. Raises VeniceError."""
-    client = _engine()
-    container = _container(client, name)
-    if _connected(container):
-        client.networks.get(NETWORK).disconnect(container, force=True)
+    """Pull the host's network cable: it goes on running, and keeps its address. Raises VeniceError.
+
+    A boot plugs the cable in again, as `mend` does.
+    """
+    container = _container(_engine(), name)
+    _plug(container, False)
     report(f"{name}: cut off the network")
 
 
 @_plain_errors
 def mend(name: str, report: Report = print) -> None:
-    """Put a host that was cut off back on the network, with its address. Raises VeniceError."""
-    client = _engine()
-    container = _container(client, name)
-    _attach(_network(client), container)
-    if container.status == "running":
-        _wait_until_up(container, report)
+    """Plug the network cable of a host that was cut off in again; returns when SSH answers. Raises VeniceError."""
+    container = _container(_engine(), name)
+    _plug(container, True)
+    _wait_until_up(container, report)
 
 
 def run(name: str, argv: list[str], timeout: float | None = None) -> subprocess.CompletedProcess[str]:
@@ -274,9 +273,7 @@ def isolation(cgroup_version: str, status_of_self: str) -> dict:
     }
 
 
-def operator_files(
-    apt_config: str, indextargets: str, http_proxy: str | None, authorities: dict[str, str]
-) -> dict[str, str]:
+def operator_files(apt_config: str, indextargets: str, http_proxy: str | None, authorities: dict[str, str]) -> dict[str, str]:
     """Path -> content of what makes apt work on a host as it does on the operator's machine.
 
     `apt_config` is `apt-config dump`, `indextargets` lists "REPO_URI|LABEL" of the operator's Debian sources (empty
@@ -290,9 +287,7 @@ def operator_files(
     if http_proxy and not any(line.startswith("Acquire::http::Proxy ") for line in settings):
         settings.append(f'Acquire::http::Proxy "{http_proxy}";')
     files = {
-        "etc/apt/sources.list": f"deb {main} {RELEASE} main\n"
-        f"deb {main} {RELEASE}-updates main\n"
-        f"deb {security} {RELEASE}-security main\n",
+        "etc/apt/sources.list": f"deb {main} {RELEASE} main\ndeb {main} {RELEASE}-updates main\ndeb {security} {RELEASE}-security main\n",
         "etc/apt/apt.conf.d/90operator": "".join(f"{line}\n" for line in settings),
     }
     for name, content in authorities.items():
@@ -401,6 +396,8 @@ def _host_up(client: "docker.DockerClient", network: "Network", image: str, name
     _attach(network, container)
     if before in ("running", "paused"):
         _give_keys_to_running(container)
+        if not _plugged(container):
+            _plug(container, True)
     else:
         container.put_archive("/", _archive(_key_files(name)))
         container.start()
@@ -437,8 +434,27 @@ def _create(client: "docker.DockerClient", image: str, name: str) -> "Container"
     return client.containers.get(created["Id"])
 
 
-def _connected(container: "Container") -> bool:
-    return NETWORK in container.attrs["NetworkSettings"]["Networks"]
+def _plugged(container: "Container") -> bool:
+    return _exec(container, "cat", "/sys/class/net/eth0/carrier") == "1"
+
+
+def _plug(container: "Container", state: bool) -> None:
+    """Set the engine's end of the host's network link up or down, which the host sees as a cable plugged in or pulled.
+
+    Unlike `docker network disconnect` this takes neither the interface nor its address and routes away. A helper
+    container does it, so the user need not be root.
+    """
+    if container.status != "running":
+        raise VeniceError(f"{container.name} is off", f"Switch it on first: venice lab power on {container.name}")
+    index = _exec(container, "cat", "/sys/class/net/eth0/iflink")
+    interfaces = '[ "$(cat $link/ifindex)" = "$0" ] && exec ip link set "${link##*/}" "$1"'
+    container.client.containers.run(
+        container.attrs["Image"],
+        ["sh", "-c", f"for link in /sys/class/net/*; do {interfaces}; done; exit 1", index, "up" if state else "down"],
+        network_mode="host",
+        cap_add=["NET_ADMIN"],
+        remove=True,
+    )
 
 
 def _attach(network: "Network", container: "Container") -> None:
@@ -486,7 +502,7 @@ def _archive(files: dict[str, tuple[str, int, int]]) -> bytes:
 
 
 def _wait_until_up(container: "Container", report: Report) -> None:
-    """Return when systemd has finished booting and, unless the host is cut off, a login over SSH works."""
+    """Return when systemd has finished booting and a login over SSH works."""
     name = container.name
     started = time.monotonic()
     state = ""
@@ -505,9 +521,6 @@ def _wait_until_up(container: "Container", report: Report) -> None:
     if state == "degraded":
         failed = _exec(container, "systemctl", "list-units", "--failed", "--plain", "--no-legend").splitlines()
         report(f"{name}: failed units: {', '.join(line.split()[0] for line in failed)}")
-    if not _connected(container):
-        report(f"{name}: up, cut off the network")
-        return
     while (login := run(name, ["true"])).returncode:
         if time.monotonic() - started > BOOT_SECONDS:
             raise UnreachableError(
@@ -534,11 +547,10 @@ def _look(name: str, container: "Container | None") -> LabHost:
     if container.status != "running":
         return LabHost(name, address(name), "off", False, "")
     unit = dict(
-        line.split("=", 1)
-        for line in _exec(container, "systemctl", "show", "docker", "-p", "LoadState", "-p", "ActiveState").splitlines()
+        line.split("=", 1) for line in _exec(container, "systemctl", "show", "docker", "-p", "LoadState", "-p", "ActiveState").splitlines()
     )
     engine = "absent" if unit.get("LoadState") == "not-found" else unit.get("ActiveState", "")
-    if not _connected(container):
+    if not _plugged(container):
         return LabHost(name, address(name), "cut", False, engine)
     return LabHost(name, address(name), "running", _sshd_answers(address(name)), engine)
 
@@ -573,9 +585,7 @@ def _image(client: "docker.DockerClient", report: Report) -> str:
     base = _base(client, report)
     report("building the lab host's image")
     archive = io.BytesIO(_archive(context))
-    lines = client.api.build(
-        fileobj=archive, custom_context=True, tag=reference, buildargs={"BASE": base}, rm=True, decode=True
-    )
+    lines = client.api.build(fileobj=archive, custom_context=True, tag=reference, buildargs={"BASE": base}, rm=True, decode=True)
     output = []
     for line in lines:
         output.append(line.get("stream", ""))
