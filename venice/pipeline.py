@@ -199,6 +199,11 @@ def _parse(file: Path, text: str) -> tuple[dict[str, Any], dict[tuple, int]]:
         elif isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 place = (*path, key.value)
+                if key.tag != "tag:yaml.org,2002:str":
+                    raise InputError(
+                        f"{file}:{key.start_mark.line + 1}: YAML does not read the key {key.value} as a text",
+                        "quote it",
+                    )
                 if place in lines:
                     raise InputError(
                         f"{file}:{key.start_mark.line + 1}: {key.value} is given twice (first in line {lines[place]})",

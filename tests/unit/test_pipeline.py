@@ -1,0 +1,352 @@
+"""Pipeline folders: what is read, what is refused and how, what is compared, what is sent."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from venice import paths, pipeline
+from venice.connect import Connector, Task
+from venice.errors import InputError, VeniceError
+from venice.pipeline import config_differences, load, masked, with_sink_defaults
+
+VARIABLES = {
+    "bootstrap_servers": "a:9092",
+    "registry_url": "http://a:8081",
+    "replication_factor": 3,
+    "postgres_host": "a",
+    "postgres_port": 5432,
+    "postgres_db": "venice",
+}
+AVRO = '{"type": "record", "name": "R", "fields": [{"name": "id", "type": "string"}]}'
+SINK = {"name": "sink", "config": {"connector.class": "Sink", "topics": "t", "url": "jdbc:${postgres_host}"}}
+
+
+def folder(tmp_path, text, **files):
+    (tmp_path / "pipeline.yml").write_text(text)
+    for name, content in files.items():
+        file = tmp_path / name.replace("__", "/").replace("_json", ".json").replace("_avsc", ".avsc")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(content)
+    return tmp_path
+
+
+@pytest.mark.parametrize("shipped", sorted(p.parent.name for p in paths.resource("pipelines").glob("*/pipeline.yml")))
+def test_shipped_pipelines_load(shipped):
+    found = load(paths.resource("pipelines") / shipped)
+    assert found.name == shipped
+    for connector in found.connectors:
+        name, config = connector.load(VARIABLES)
+        assert config["errors.deadletterqueue.topic.name"] == f"dlq.{name}"
+        assert "${file:" in config["connection.password"]
+
+
+def test_retention_is_unlimited_unless_the_pipeline_says_otherwise(tmp_path):
+    found = load(
+        folder(tmp_path, "topics: [{name: a}, {name: b, retention: 7d, cleanup: compact, config: {x.y: true}}]")
+    )
+    assert found.topics[0].config == {"retention.ms": "-1", "cleanup.policy": "delete"}
+    assert found.topics[1].config == {"retention.ms": "604800000", "cleanup.policy": "compact", "x.y": "true"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "topics:\n  - name: a\n    partition: 3\n",
+            r"pipeline.yml:3: topics.0.partition: unknown key \(known: name, part",
+        ),
+        ("topics:\n  - partitions: 3\n", r"pipeline.yml:2: topics.0: 'name' is a required property"),
+        (
+            "topics:\n  - name: a\n    partitions: 0\n",
+            r"pipeline.yml:3: topics.0.partitions: 0 is less than the minimum",
+        ),
+        ("topics:\n  - name: a b\n", r"pipeline.yml:2: topics.0.name: 'a b' does not match"),
+        (
+            "topics:\n  - name: a\n    retention: a week\n",
+            r"pipeline.yml:3: topics.0.retention: 'a week' does not match",
+        ),
+        ("topics:\n  - name: a\n  - name: a\n", r"pipeline.yml:3: topics: a is already in line 2"),
+        ("topics:\n  - name: a\n    name: b\n", r"pipeline.yml:3: name is given twice \(first in line 2\)"),
+        ("producers:\n  - name: p\n    on: x\n", r"pipeline.yml:3: YAML does not read the key on as a text"),
+        ("topic: []\n", r"pipeline.yml:1: topic: unknown key"),
+        ("topics: [\n", r"pipeline.yml:2: "),
+        ("- a\n", r"pipeline.yml:1: the document: \['a'\] is not of type 'object'"),
+        ("connectors:\n  - connectors/x.json\n", r"pipeline.yml:2: connectors.0: no file .*x.json"),
+        ("schemas:\n  - subject: s\n    file: x.avsc\n", r"pipeline.yml:3: schemas.0.file: no file .*x.avsc"),
+        ("producers:\n  - name: P\n    script: p.py\n", r"pipeline.yml:2: producers.0.name: 'P' does not match"),
+    ],
+)
+def test_mistakes_are_named_with_file_line_and_key(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        load(folder(tmp_path, text))
+
+
+def test_all_mistakes_at_once(tmp_path):
+    with pytest.raises(InputError) as caught:
+        load(folder(tmp_path, "topics:\n  - name: a\n    partitions: 0\n  - name: 7\n"))
+    assert caught.value.message.count("pipeline.yml:") == 2
+
+
+def test_a_folder_without_a_pipeline(tmp_path):
+    with pytest.raises(InputError, match=r"a pipeline is a folder with a pipeline.yml"):
+        load(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ('{"type":\n', r"s.avsc:2: "),
+        ('{"type": "record", "name": "R", "fields": [{"name": "a", "type": "wat"}]}', r"no valid Avro schema"),
+        ('"nope"', "nope"),
+    ],
+)
+def test_schemas_are_checked(tmp_path, schema, message):
+    with pytest.raises(InputError, match=message):
+        load(folder(tmp_path, "schemas: [{subject: s, file: s.avsc}]", s_avsc=schema))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{\n"name": }', r"c.json:2: Expecting value"),
+        ("[]", "not in the form"),
+        ('{"name": "x", "config": {}}', "connector.class"),
+        ('{"name": "x",\n"config": {"connector.class": "X",\n"a": {"b": 1}}}', r"c.json:3: a must be a text"),
+        (
+            '{"name": "x",\n"config": {"connector.class": "X",\n"a": "${nope}"}}',
+            r"c.json:3: unknown variable \$\{nope\}",
+        ),
+    ],
+)
+def test_connector_files_are_checked(tmp_path, text, message):
+    found = load(folder(tmp_path, "connectors: [c.json]", c_json=text))
+    with pytest.raises(InputError, match=message):
+        found.connectors[0].load(VARIABLES)
+
+
+def test_variables_are_replaced_and_references_left_to_connect(tmp_path):
+    config = {"connector.class": "X", "a": "${postgres_host}:${postgres_port}", "b": "${file:/f:k}", "c": "$${topic}"}
+    text = json.dumps({"name": "x", "config": config | {"n": 3, "t": True}})
+    found = load(folder(tmp_path, "connectors: [c.json]", c_json=text))
+    _, loaded = found.connectors[0].load(VARIABLES | {"postgres_host": 'a"b'})
+    assert loaded == {
+        "connector.class": "X",
+        "a": 'a"b:5432',
+        "b": "${file:/f:k}",
+        "c": "${topic}",
+        "n": "3",
+        "t": "true",
+    }
+
+
+def test_sinks_get_a_dead_letter_queue_unless_they_say_no():
+    assert with_sink_defaults("s", {"topics": "t"}, 3)["errors.deadletterqueue.topic.name"] == "dlq.s"
+    assert with_sink_defaults("s", {"topics": "t", "errors.tolerance": "none"}, 3) == {
+        "topics": "t",
+        "errors.tolerance": "none",
+    }
+    assert with_sink_defaults("s", {"table.include.list": "x"}, 3) == {"table.include.list": "x"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("connection.password", "hunter2", "********"),
+        ("sasl.jaas.config", "x", "********"),
+        ("connection.password", "${file:/etc/kafka/secrets.properties:k}", "${file:/etc/kafka/secrets.properties:k}"),
+        (
+            "connection.url",
+            "jdbc:postgresql://h/d?user=u&password=p&x=1",
+            "jdbc:postgresql://h/d?user=u&password=********&x=1",
+        ),
+        ("connection.url", "mongodb://u:p@h:27017", "mongodb://u:********@h:27017"),
+        ("connection.url", "jdbc:postgresql://h:5432/d", "jdbc:postgresql://h:5432/d"),
+        ("topics", "t", "t"),
+        ("topics", None, None),
+    ],
+)
+def test_secrets_are_masked(key, value, shown):
+    assert masked(key, value) == shown
+
+
+def test_only_what_differs_is_named():
+    found = config_differences({"name": "x", "a": "1", "password": "old", "gone": "g"}, {"a": "2", "password": "new"})
+    assert [(d.field, d.current, d.desired) for d in found] == [
+        ("a", "1", "2"),
+        ("gone", "g", ""),
+        ("password", "********", "********"),
+    ]
+
+
+def test_producers_get_the_addresses(tmp_path):
+    found = load(
+        folder(
+            tmp_path, "producers: [{name: p, script: c.json.py, environment: {N: 3, YES_: true}}]", **{"c.json.py": ""}
+        )
+    )
+    assert found.producers[0].full_environment(VARIABLES) == {
+        "BOOTSTRAP_SERVERS": "a:9092",
+        "SCHEMA_REGISTRY_URL": "http://a:8081",
+        "N": "3",
+        "YES_": "true",
+    }
+
+
+# ---- apply, against services that remember what they were told
+
+
+class FakeKafka:
+    def __init__(self):
+        self.topics = {}
+
+    def __call__(self, bootstrap_servers):
+        return self
+
+    def ensure_topics(self, specs, default_replication, check):
+        from venice.kafka import topic_differences
+
+        new = {s.name: topic_differences(s, None, {}, default_replication) for s in specs if s.name not in self.topics}
+        if not check:
+            self.topics |= {s.name: s for s in specs}
+        return new
+
+
+class FakeRegistry:
+    def __init__(self):
+        self.schemas, self.levels = {}, {}
+
+    def __call__(self, urls):
+        return self
+
+    def latest(self, subject):
+        if subject in self.schemas:
+            return {"version": 1, "schema": json.dumps(self.schemas[subject])}
+        return None
+
+    def register(self, subject, schema):
+        self.schemas[subject] = schema
+
+    def compatibility(self, subject):
+        return self.levels.get(subject)
+
+    def set_compatibility(self, subject, level):
+        self.levels[subject] = level
+
+
+class FakeConnect:
+    def __init__(self):
+        self.configs, self.states, self.calls = {}, {}, []
+
+    def __call__(self, urls):
+        return self
+
+    def wait_ready(self, seconds):
+        pass
+
+    def connectors(self):
+        return {
+            name: Connector(
+                name, "RUNNING", tasks=(Task(0, self.states.get(name, "RUNNING"), "w", "boom"),), config=config
+            )
+            for name, config in self.configs.items()
+        }
+
+    def put(self, name, config):
+        self.calls.append(f"put {name}")
+        self.configs[name] = config
+
+    def stop(self, name):
+        self.calls.append(f"stop {name}")
+
+    def resume(self, name):
+        self.calls.append(f"resume {name}")
+        self.states[name] = "RUNNING"
+
+    def wait_running(self, names, seconds, report):
+        for name in names:
+            if failure := self.connectors()[name].failure:
+                raise VeniceError(failure)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    services = SimpleNamespace(
+        kafka=FakeKafka(),
+        registry=FakeRegistry(),
+        connect=FakeConnect(),
+        pipeline_vars=VARIABLES,
+        bootstrap_servers="a:9092",
+        registry_urls=["http://a:8081"],
+        connect_urls=["http://a:8083"],
+    )
+    monkeypatch.setattr(pipeline, "Kafka", services.kafka)
+    monkeypatch.setattr(pipeline, "Registry", services.registry)
+    monkeypatch.setattr(pipeline, "Connect", services.connect)
+    return services
+
+
+@pytest.fixture
+def sample(tmp_path) -> Path:
+    text = (
+        "topics: [{name: t}]\nschemas: [{subject: t-value, file: s.avsc, compatibility: FULL}]\nconnectors: [c.json]\n"
+    )
+    return folder(tmp_path, text, s_avsc=AVRO, c_json=json.dumps(SINK))
+
+
+def test_apply_creates_everything_then_changes_nothing(cluster, sample):
+    lines = []
+    changes = pipeline.apply(cluster, sample, report=lines.append)
+    assert [str(c) for c in changes] == lines
+    assert lines == ["topic t: create", "topic dlq.sink: create", "schema t-value: create", "connector sink: create"]
+    assert pipeline.apply(cluster, sample) == []
+
+
+def test_check_sends_nothing(cluster, sample):
+    first = pipeline.apply(cluster, sample, check=True)
+    assert first == pipeline.apply(cluster, sample, check=True)
+    assert (cluster.kafka.topics, cluster.registry.schemas, cluster.connect.calls) == ({}, {}, [])
+
+
+def test_one_changed_field_changes_that_connector_only(cluster, sample):
+    pipeline.apply(cluster, sample)
+    cluster.connect.calls.clear()
+    (sample / "c.json").write_text(json.dumps({"name": "sink", "config": SINK["config"] | {"url": "other"}}))
+    (change,) = pipeline.apply(cluster, sample)
+    assert str(change) == "connector sink: url: jdbc:a -> other"
+    assert cluster.connect.calls == ["stop sink", "put sink", "resume sink"]
+
+
+def test_a_failed_connector_is_started_again(cluster, sample):
+    pipeline.apply(cluster, sample)
+    cluster.connect.states["sink"] = "FAILED"
+    (change,) = pipeline.apply(cluster, sample)
+    assert str(change) == "connector sink: state: FAILED -> RUNNING"
+    assert cluster.connect.calls[-1] == "resume sink"
+
+
+def test_a_failure_names_the_pipeline(cluster, sample):
+    cluster.connect.states["sink"] = "FAILED"
+    with pytest.raises(VeniceError, match=f"^pipeline {sample.name}: connector sink, task 0 on w: boom"):
+        pipeline.apply(cluster, sample)
+
+
+def test_a_refused_configuration_leaves_the_connector_running(cluster, sample):
+    pipeline.apply(cluster, sample)
+    (sample / "c.json").write_text(json.dumps({"name": "sink", "config": SINK["config"] | {"url": "bad"}}))
+
+    def refuse(name, config):
+        raise InputError("connector sink: url is bad")
+
+    cluster.connect.put = refuse
+    with pytest.raises(InputError, match="url is bad"):
+        pipeline.apply(cluster, sample)
+    assert cluster.connect.calls[-1] == "resume sink"
+
+
+def test_nothing_is_sent_when_a_file_is_wrong(cluster, sample):
+    (sample / "c.json").write_text("{")
+    with pytest.raises(InputError):
+        pipeline.apply(cluster, sample)
+    assert cluster.kafka.topics == {}
