@@ -170,7 +170,7 @@ class Cluster:
 
         init_plugin_loader([])
         loader = DataLoader()
-        loader.set_vault_secrets(vault_secrets(loader))
+        loader.set_vault_secrets(vault_secrets())
         try:
             manager = InventoryManager(loader=loader, sources=[str(inventory)])
             variables = VariableManager(loader=loader, inventory=manager)

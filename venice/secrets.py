@@ -1,6 +1,7 @@
 """Generated secrets: made once, kept beside the inventory in a 0600 file, or vault-encrypted when a vault password is given."""
 
 import fcntl
+import functools
 import os
 import secrets as random
 import string
@@ -22,13 +23,17 @@ _KINDS = {
 }
 
 
-def vault_secrets(loader: DataLoader) -> list[Any]:
-    """Vault passwords as Ansible is configured to find them (ANSIBLE_VAULT_PASSWORD_FILE, vault_identity_list)."""
+@functools.cache
+def vault_secrets() -> list[Any]:
+    """Vault passwords as Ansible is configured to find them (ANSIBLE_VAULT_PASSWORD_FILE, vault_identity_list).
+
+    Read once per process: Ansible keeps them in a context that cannot be set a second time.
+    """
     from ansible.cli import CLI
 
     files = [constants.DEFAULT_VAULT_PASSWORD_FILE] if constants.DEFAULT_VAULT_PASSWORD_FILE else []
     return CLI.setup_vault_secrets(
-        loader, constants.DEFAULT_VAULT_IDENTITY_LIST, vault_password_files=files, auto_prompt=False
+        DataLoader(), constants.DEFAULT_VAULT_IDENTITY_LIST, vault_password_files=files, auto_prompt=False
     )
 
 
