@@ -43,8 +43,9 @@ def ensure_engine(report: Report) -> docker.DockerClient:
         if client:
             return client
         if not shutil.which("dockerd"):
-            report(f"installing a Docker engine ({' '.join(PACKAGES)})")
-            _apt_install(PACKAGES)
+            packages = PACKAGES + _client_packages(platform.freedesktop_os_release())
+            report(f"installing a Docker engine ({' '.join(packages)})")
+            _apt_install(packages)
         return _start(report)
 
 
@@ -108,6 +109,12 @@ def _distribution() -> set[str]:
     return {release.get("ID", ""), *release.get("ID_LIKE", "").split()}
 
 
+def _client_packages(release: dict[str, str]) -> list[str]:
+    """The docker command's package, where it is not part of docker.io (since Debian 13)."""
+    version = release.get("VERSION_ID", "0").split(".")[0]
+    return ["docker-cli"] if release.get("ID") == "debian" and int(version) >= 13 else []
+
+
 @contextlib.contextmanager
 def _lock() -> Iterator[None]:
     """One process at a time installs or starts."""
@@ -156,9 +163,7 @@ def _start(report: Report) -> docker.DockerClient:
         if not PID_FILES["dockerd"].exists():  # else one is starting already, e.g. from its package's own script
             report(f"starting dockerd (log: {log})")
             with log.open("ab") as output:
-                process = subprocess.Popen(
-                    ["dockerd"], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-                )
+                process = subprocess.Popen(["dockerd"], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
     deadline = time.monotonic() + START_SECONDS
     while True:
         client, cause = connect(timeout=2)
