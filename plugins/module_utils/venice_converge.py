@@ -149,7 +149,7 @@ class Run:
             yield
             return
         try:
-            self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.state_dir.mkdir(parents=True, exist_ok=True)
             lock = (self.state_dir / "lock").open("w")
         except OSError as error:
             raise HostError([failure("take the lock", _os_message(error), remedy="run the task with become: true")]) from error

@@ -24,18 +24,19 @@ options:
         description: Name of the container that may hold the port.
         type: str
   resolve:
-    description: Names to look up from this host, each with the address that it should have.
+    description: Hosts whose addresses are looked up from this host.
     type: list
     elements: dict
     default: []
     suboptions:
       name:
-        description: Name (or address, which is its own answer).
+        description: Name under which the answer is returned.
         type: str
         required: true
       address:
-        description: Address that the name should resolve to.
+        description: Host name to look up, or an IP address (which is its own answer).
         type: str
+        required: true
   records:
     description: Patterns of small text files to return.
     type: list
@@ -107,11 +108,8 @@ venice_facts:
           the named container).
       type: dict
     resolve:
-      description: For each name the list of its addresses, or the resolver's error as text.
+      description: For each name the list of IP addresses, or the resolver's error as text.
       type: dict
-    unresolved:
-      description: Names that do not resolve to the address that was given with them.
-      type: list
     records:
       description: Content of each file that matched a pattern.
       type: dict
@@ -122,10 +120,12 @@ venice_facts:
       description: For each image reference its id.
       type: dict
     layers:
-      description: Diff ids of all layers the engine has, sorted.
+      description: Diff ids (hex) of all layers the engine has, sorted.
       type: list
     containers:
-      description: All Venice containers, with C(name), C(cluster), C(component), C(instance), C(status), C(health), C(image).
+      description:
+        - All containers, with C(name), C(cluster) (null when it is not Venice's), C(component), C(instance), C(status),
+          C(health) and C(image).
       type: list
 """
 
@@ -137,9 +137,8 @@ import socket
 import struct
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as LateError
 from pathlib import Path
+from threading import Thread
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.venice_docker import Engine, EngineError, in_parallel
@@ -163,7 +162,10 @@ def main() -> None:
                 "type": "list",
                 "elements": "dict",
                 "default": [],
-                "options": {"name": {"type": "str", "required": True}, "address": {"type": "str"}},
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "address": {"type": "str", "required": True},
+                },
             },
             "records": {"type": "list", "elements": "str", "default": []},
             "disk_paths": {"type": "list", "elements": "str", "default": []},
@@ -177,7 +179,6 @@ def main() -> None:
 def gather(params: dict, engine: Engine) -> dict:
     """All facts; `params` as the module's options."""
     listed, engine_facts = look_at_engine(engine)
-    resolved = resolve([entry["name"] for entry in params["resolve"]])
     return {
         "os": os_release(),
         "arch": platform.machine(),
@@ -189,14 +190,11 @@ def gather(params: dict, engine: Engine) -> dict:
         "sudo_user": os.environ.get("SUDO_USER"),
         "addresses": addresses(),
         "ports": look_at_ports(params["ports"], listed),
-        "resolve": resolved,
-        "unresolved": [
-            entry["name"] for entry in params["resolve"] if entry.get("address") and entry["address"] not in resolved[entry["name"]]
-        ],
+        "resolve": resolve(params["resolve"]),
         "records": records(params["records"]),
         "engine": engine_facts,
         **look_at_images(engine, params["images"] and engine_facts["running"]),
-        "containers": [described(entry) for entry in listed if "venice.cluster" in entry["Labels"]],
+        "containers": [described(entry) for entry in listed],
         "time": time.time(),
     }
 
@@ -261,27 +259,24 @@ def look_at_ports(wanted: list[dict], listed: list[dict]) -> dict:
     return found
 
 
-def resolve(names: list[str]) -> dict:
-    """Addresses of each name, or the resolver's error."""
-
-    def look_up(name: str) -> list[str]:
-        return sorted({entry[4][0] for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)})
-
-    if not names:
-        return {}
+def resolve(wanted: list[dict]) -> dict:
+    """IP addresses of each `{name, address}`, or the resolver's error."""
     found: dict = {}
-    pool = ThreadPoolExecutor(max_workers=len(names))
-    answers = {name: pool.submit(look_up, name) for name in names}
-    deadline = time.monotonic() + RESOLVE_SECONDS
-    for name, answer in answers.items():
+
+    def look_up(name: str, address: str) -> None:
         try:
-            found[name] = answer.result(max(deadline - time.monotonic(), 0))
-        except LateError:
-            found[name] = f"no answer within {RESOLVE_SECONDS} s"
+            found[name] = sorted({entry[4][0] for entry in socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)})
         except OSError as error:
             found[name] = error.strerror or str(error)
-    pool.shutdown(wait=False)
-    return found
+
+    # daemons, unlike a pool's threads: the process does not wait at its end for a resolver that hangs
+    threads = [Thread(target=look_up, args=(entry["name"], entry["address"]), daemon=True) for entry in wanted]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + RESOLVE_SECONDS
+    for thread in threads:
+        thread.join(max(deadline - time.monotonic(), 0))
+    return {entry["name"]: found.get(entry["name"], f"no answer within {RESOLVE_SECONDS} s") for entry in wanted}
 
 
 def records(patterns: list[str]) -> dict[str, str]:
@@ -329,7 +324,7 @@ def look_at_images(engine: Engine, wanted: bool) -> dict:
     details = in_parallel(engine.image, [entry["Id"] for entry in listed], 4)
     return {
         "images": {ref: entry["Id"] for entry in listed for ref in entry.get("RepoTags") or [] if ref != "<none>:<none>"},
-        "layers": sorted({layer for image in details if image for layer in image["RootFS"].get("Layers") or []}),
+        "layers": sorted({layer[len("sha256:") :] for image in details if image for layer in image["RootFS"].get("Layers") or []}),
     }
 
 
@@ -338,7 +333,7 @@ def described(entry: dict) -> dict:
     health = re.search(r"\((?:health: )?(healthy|unhealthy|starting)\)", entry["Status"])
     return {
         "name": entry["Names"][0].lstrip("/"),
-        "cluster": labels["venice.cluster"],
+        "cluster": labels.get("venice.cluster"),
         "component": labels.get("venice.component", ""),
         "instance": labels.get("venice.instance", ""),
         "status": entry["State"],

@@ -137,7 +137,7 @@ def health_command(check: dict, shell: list[str] | None = None) -> list[str] | N
 def hopeless(current: dict) -> bool:
     """Whether the engine will not start this container again by itself."""
     state = current["State"]
-    if state["Status"] in ("removing", "dead"):
+    if state["Status"] in ("created", "removing", "dead"):
         return True
     if state["Status"] != "exited":
         return False
