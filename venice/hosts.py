@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import paramiko
+from paramiko.ssh_exception import NoValidConnectionsError
 
 from venice.errors import InputError, UnreachableError, VeniceError
 
@@ -210,9 +211,12 @@ def _unreachable(where: str, options: SshOptions, error: Exception) -> Unreachab
             f"{where}: the host key is not the one in {' or '.join(options.known_hosts)}",
             "if the host was rebuilt, remove its old line from that file; otherwise find out who answers there",
         )
-    if isinstance(error, paramiko.AuthenticationException | paramiko.PasswordRequiredException):
+    if isinstance(error, paramiko.AuthenticationException) or "authentication" in str(error):
         tried = f"; {missing[0]} does not exist" if missing else ""
         return UnreachableError(f"{where}: SSH login refused ({error}{tried})", f"try by hand: {by_hand}")
+    if isinstance(error, NoValidConnectionsError):
+        why = next(iter(error.errors.values())).strerror
+        return UnreachableError(f"{where}: {why}", "is the host on, its SSH server running, and the address right?")
     if "host key" in str(error):
         return UnreachableError(
             f"{where}: {error}",
@@ -347,7 +351,8 @@ class DockerHost:
                 self.ssh_client = owner._client
 
         with self.asking():
-            client = docker.DockerClient(base_url="http://localhost", version="1.41", timeout=COMMAND_SECONDS)
+            # an address is asked for, and never connected to: requests go to the adapter mounted below
+            client = docker.DockerClient(base_url="unix://", version="1.41", timeout=COMMAND_SECONDS)
             client.api.mount("http+docker://ssh", Adapter("ssh://", timeout=COMMAND_SECONDS))
             client.api.base_url = "http+docker://ssh"
             # the SDK negotiates only in its constructor, before an adapter of ours can be mounted
