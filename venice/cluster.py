@@ -103,10 +103,10 @@ def component_roles() -> dict[str, Role]:
 
 
 def size(value: str | int) -> int:
-    """Bytes of `512m`, `2g` or a plain number. Raises ValueError for anything else."""
+    """Bytes of `512m`, `2g` or a plain number. Raises InputError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", str(value).strip().lower())
     if not match:
-        raise ValueError(f"{value!r} is not a size such as 512m or 2g")
+        raise InputError(f"{str(value)!r} is not a size such as 512m or 2g", "mend the variable *_memory or *_heap_mb")
     return int(float(match[1]) * _UNITS[match[2]])
 
 

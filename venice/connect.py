@@ -85,7 +85,7 @@ class Connect:
         self._http = httpx.Client(timeout=timeout, trust_env=False)
 
     def _ask(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> httpx.Response:
-        """The answer of the first worker that gives one (below 500, and not 409: a rebalance)."""
+        """The answer of the first worker that gives one that lasts."""
         failures = []
         deadline = time.monotonic() + (timeout or 0)
         while True:
@@ -97,7 +97,7 @@ class Connect:
                 except httpx.HTTPError as error:
                     failures.append(f"{url}: {error or type(error).__name__}")
                     continue
-                if answer.status_code < 500 and answer.status_code != 409:
+                if not _for_now(answer):
                     return answer
                 failures.append(f"{url}: {_message(answer)}")
             if time.monotonic() >= deadline:
@@ -210,6 +210,12 @@ def _connector(status: dict[str, Any], config: dict[str, str]) -> Connector:
         tasks,
         config,
     )
+
+
+def _for_now(answer: httpx.Response) -> bool:
+    """True for what a worker answers only for a while: 409 in a rebalance, and the web server's own 404 while it starts."""
+    json = answer.headers.get("content-type", "").startswith("application/json")
+    return answer.status_code >= 500 or answer.status_code == 409 or (answer.status_code == 404 and not json)
 
 
 def _message(answer: httpx.Response) -> str:

@@ -171,7 +171,7 @@ def _start(report: Report) -> docker.DockerClient:
             return client
         if process and process.poll() is not None:
             raise VeniceError(
-                f"dockerd ended at once: {_last_lines(log.read_text(errors='replace'))}",
+                f"dockerd ended at once: {_last_lines(log.read_text(errors='replace'), 1)}",
                 f"See {log}, mend it, run this again.",
             )
         if time.monotonic() > deadline:

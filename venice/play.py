@@ -53,5 +53,5 @@ def failed_findings(findings: list[Any]) -> dict[str, Any]:
         "failed": True,
         "exit_code": 2,
         "msg": f"{len(findings)} finding{'s' if len(findings) > 1 else ''}; no host was changed\n" + "\n".join(lines),
-        "findings": [f.as_dict() for f in findings],
+        "findings": [f.to_dict() for f in findings],
     }

@@ -33,7 +33,7 @@ class Finding:
     what: str
     remedy: str
 
-    def as_dict(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, str]:
         """Form for `--json` and run records."""
         return asdict(self)
 
@@ -162,8 +162,8 @@ def _typed(cluster: Cluster, host: str, key: str, value: Any, spec: dict[str, An
     if key.endswith("_memory"):
         try:
             size(evaluated)
-        except ValueError as error:
-            yield Finding(_where(cluster, key, value), str(error), spec["description"])
+        except InputError as error:
+            yield Finding(_where(cluster, key, value), error.message, spec["description"])
     if (
         key.endswith(("_mb", "_per_host", "_partitions", "_factor", "_replicas", "_timeout", "_connections"))
         and number < 1

@@ -1,5 +1,6 @@
 """Events of a run -> what a person sees: a live line on a terminal, plain lines elsewhere, and a summary with causes and remedies."""
 
+import difflib
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,8 @@ from venice.runner import Listener
 _ACTION_STYLE = {"create": "green", "remove": "red", "stray": "yellow", "pending": "yellow"}
 # Without a terminal, a long step says that it is still alive this often (seconds).
 _HEARTBEAT = 20
+# A step that takes longer than this (seconds) is named before its first result.
+_TITLE_AFTER = 2
 # Differences of one step on one host shown one by one; more are counted.
 _SHOWN = 12
 
@@ -28,6 +31,7 @@ class Progress(Listener):
         self.console = console
         self.verbose = verbose
         self.task = self.note = ""
+        self._titled = False
         self.waiting: set[str] = set()
         self.since = time.monotonic()
         self._live = (
@@ -64,6 +68,8 @@ class Progress(Listener):
             self.waiting.add(host)
         elif kind in ("runner_on_ok", "runner_on_failed", "runner_on_unreachable", "runner_on_skipped"):
             self.waiting.discard(host)
+            if kind != "runner_on_skipped":
+                self._title()
             if kind == "runner_on_ok" and not self.verbose:
                 self._differences(host, (data.get("res") or {}))
 
@@ -73,13 +79,19 @@ class Progress(Listener):
             return
         self.note = text.strip()
         if not self._live:
+            self._title()
             self.console.print(Text(f"    {self.note}", style="dim"), soft_wrap=True)
 
     def _begin(self, text: str) -> None:
         self.task, self.note, self.since = text, "", time.monotonic()
         self.waiting.clear()
-        if text and not self.verbose and not self._live:
-            self.console.print(Text(f"  {text}", style="dim"))
+        self._titled = False
+
+    def _title(self) -> None:
+        """Names the step in plain output, once there is something to say of it: skipped steps are not mentioned."""
+        if self.task and not (self._titled or self.verbose or self._live):
+            self._titled = True
+            self.console.print(Text(f"  {self.task}", style="dim"))
 
     def _line(self) -> Text:
         seconds = time.monotonic() - self.since
@@ -93,6 +105,8 @@ class Progress(Listener):
         shown = self.since
         while not self._stop.wait(1):
             now = time.monotonic()
+            if now - self.since >= _TITLE_AFTER:
+                self._title()
             if self.task and now - max(self.since, shown) >= _HEARTBEAT:
                 shown = now
                 waiting = f" on {', '.join(sorted(self.waiting))}" if self.waiting else ""
@@ -105,19 +119,13 @@ class Progress(Listener):
         if len(found) > _SHOWN:
             self.console.print(Text(f"  {host}  and {len(found) - _SHOWN} more", style="dim"))
         for diff in result.get("diff") or []:
-            self._file_diff(diff)
+            self._file_diff(host, diff)
 
-    def _file_diff(self, diff: Mapping[str, Any]) -> None:
-        import difflib
-
+    def _file_diff(self, host: str, diff: Mapping[str, Any]) -> None:
         before, after = str(diff.get("before", "")), str(diff.get("after", ""))
+        path = diff.get("after_header") or diff.get("before_header") or ""
         lines = difflib.unified_diff(
-            before.splitlines(),
-            after.splitlines(),
-            diff.get("before_header", "before"),
-            diff.get("after_header", "after"),
-            lineterm="",
-        )
+            before.splitlines(), after.splitlines(), f"{host}: {path}, now", f"{host}: {path}, then", lineterm="")
         for line in lines:
             style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
             self.console.print(Text(f"      {line}", style=style), soft_wrap=True)

@@ -34,7 +34,7 @@ class Row:
 
 @dataclass
 class Status:
-    """All that `venice status` shows; `as_dict` is the documented JSON."""
+    """All that `venice status` shows; `to_dict` is the documented JSON."""
 
     cluster: str
     containers: list[Row] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Status:
     problems: list[str] = field(default_factory=list)
     unreachable: dict[str, str] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Form for `--json`."""
         return asdict(self)
 

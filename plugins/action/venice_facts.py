@@ -42,6 +42,7 @@ class ActionModule(ActionBase):
         if answer.get("failed") or facts is None:
             reason = answer.get("msg") or answer.get("module_stderr") or "no answer"
             return {"ansible_facts": {"venice_facts": {"failed": str(reason).strip()}}}
+        facts["engine"]["usable"] = facts["engine"]["running"] and facts["engine"]["sdk"] is not None
         # The module read its clock somewhere in between: half the round trip is the error of this estimate.
         facts["clock"] = {"offset": facts["time"] - (before + after) / 2, "error": (after - before) / 2}
         cache = cluster.state_dir / "records" / f"{host.name}.json"

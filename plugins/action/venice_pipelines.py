@@ -17,4 +17,4 @@ class ActionModule(ActionBase):
         changes = [
             c for folder in cluster.pipelines for c in pipeline.apply(cluster, folder, check=self._task.check_mode)
         ]
-        return {"changed": bool(changes), "differences": [change.as_dict() for change in changes]}
+        return {"changed": bool(changes), "differences": [change.to_dict() for change in changes]}

@@ -16,7 +16,7 @@ class ActionModule(ActionBase):
         if self._task.check_mode:
             return {"skipped": True, "skip_reason": "nothing is produced in check mode"}
         found = smoke.run(cluster_of(self, task_vars))
-        answer = {"changed": False, "smoke": found.as_dict()}
+        answer = {"changed": False, "smoke": found.to_dict()}
         if not found.ok:
             broken = next(hop for hop in found.hops if not hop.ok)
             return answer | {

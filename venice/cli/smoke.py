@@ -22,7 +22,7 @@ def command(inventory_name: str | None, as_json: bool) -> None:
 
     found = smoke.run(Cluster.load(inventory.resolve(inventory_name)))
     if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=2))
+        click.echo(json.dumps(found.to_dict(), indent=2))
     else:
-        Console().print(smoke_table(found.as_dict()["hops"]))
+        Console().print(smoke_table(found.to_dict()["hops"]))
     sys.exit(0 if found.ok else 1)

@@ -24,7 +24,7 @@ def command(inventory_name: str | None, as_json: bool) -> None:
 
     found = status.collect(Cluster.load(inventory.resolve(inventory_name)))
     if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=2))
+        click.echo(json.dumps(found.to_dict(), indent=2))
     else:
         Console().print(status.render(found))
     sys.exit(found.exit_code)

@@ -1,0 +1,30 @@
+# Both `make demo` and `make test` install all they need on a bare Debian 12 (as root) and may be repeated.
+VENICE = .venv/bin/venice
+
+.PHONY: demo test lint clean setup docs bench
+
+setup:
+	@tools/setup
+
+demo: setup  ## three lab hosts, a deployment over SSH, one event traced into PostgreSQL
+	@$(VENICE) lab up --hosts 3
+	@$(VENICE) deploy --inventory lab
+	@$(VENICE) status --inventory lab
+
+test: lint  ## everything: lint, unit, one engine, real hosts, molecule
+	@.venv/bin/python -m pytest $(PYTEST)
+
+lint: setup
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ansible-lint --offline
+
+docs: setup  ## docs/variables.md from the roles' argument specs
+	@.venv/bin/python tools/variables.py
+
+bench: setup
+	@.venv/bin/python benchmarks/deploy.py
+
+clean:  ## the lab, the virtual environment; images and downloads stay in ~/.cache/venice
+	@if [ -x $(VENICE) ]; then $(VENICE) lab down; fi
+	@rm -rf .venv .pytest_cache .ruff_cache .ansible

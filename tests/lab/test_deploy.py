@@ -1,0 +1,322 @@
+"""A deployment on three real hosts over SSH, end to end: what it leaves, what a second one changes, what it survives.
+
+The tests share one cluster and run in the order of this file: each leaves it whole for the next.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from venice import lab as machines
+from venice.cluster import Cluster
+from venice.hosts import DockerHost, over
+from venice.kafka import Kafka, TopicSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+VENICE = [sys.executable, "-m", "venice"]
+HOSTS = ("lab-1", "lab-2", "lab-3")
+
+
+def venice(*arguments: str, expect: int = 0, timeout: float = 900) -> str:
+    """Runs the command line from the checkout; returns all it printed."""
+    done = subprocess.run([*VENICE, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    output = done.stdout + done.stderr
+    assert done.returncode == expect, output
+    assert "Traceback" not in output, output
+    return output
+
+
+def status() -> dict:
+    """`venice status --json`, whatever its exit code."""
+    done = subprocess.run([*VENICE, "status", "-i", "lab", "--json"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return json.loads(done.stdout)
+
+
+def wait_until(question, seconds: float, what: str):
+    """Asks until the answer is true; fails with the last answer."""
+    deadline = time.monotonic() + seconds
+    while not (answer := question()):
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}: {answer!r}"
+        time.sleep(1)
+    return answer
+
+
+def whole() -> bool:
+    """Every container healthy, every broker in sync with all it holds, every connector running."""
+    found = status()
+    return (
+        all(c["health"] == "healthy" for c in found["containers"])
+        and len(found["brokers"]) == 3
+        and all(b["registered"] and b["in_sync"] == b["replicas"] for b in found["brokers"])
+        and all(c["running"] for c in found["connectors"])
+    )
+
+
+def starts(cluster: Cluster, hosts: dict | None = None) -> dict[tuple[str, str], tuple[str, str]]:
+    """(host, container) -> (id, start time) of all containers: equal before and after means nothing was restarted."""
+
+    def look(host: DockerHost) -> dict[str, tuple[str, str]]:
+        found = host.docker.containers.list(all=True, filters={"label": "venice.cluster"})
+        return {c.name: (c.id, c.attrs["State"]["StartedAt"]) for c in found}
+
+    answers = over((hosts or cluster.hosts).values(), look)
+    return {(host, name): seen for host, containers in answers.items() for name, seen in containers.items()}
+
+
+def sql(cluster: Cluster, query: str) -> str:
+    """The first value that PostgreSQL answers, asked in its container as its own superuser."""
+    [postgres] = cluster.instances("postgres")
+    argv = ["sudo", "docker", "exec", "-i", postgres.container, "psql", "-At", "-d", "venice", "-c", query]
+    done = machines.run(postgres.host, argv)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def cluster(lab) -> Cluster:
+    """The lab's cluster, deployed from nothing."""
+    model = Cluster.load(ROOT / "inventory" / "lab")
+    venice("destroy", "-i", "lab", "--yes") if any(starts(model)) else None
+    output = venice("deploy", "-i", "lab")
+    assert "smoke test" in output
+    assert "broken" not in output
+    return Cluster.load(ROOT / "inventory" / "lab")
+
+
+def test_three_brokers_on_three_hosts(cluster):
+    brokers = status()["brokers"]
+    assert sorted(b["host"] for b in brokers) == list(HOSTS)
+    assert sorted(b["id"] for b in brokers) == [1, 2, 3]
+    assert sum(b["controller"] for b in brokers) == 1
+    wait_until(whole, 60, "everything healthy")
+
+
+def test_positions_keep_changing(cluster):
+    assert int(sql(cluster, "SELECT count(*) FROM bus_locations")) == 12
+    before = sql(cluster, "SELECT md5(string_agg(b::text, ',' ORDER BY vehicle_id)) FROM bus_locations b")
+    rows = int(sql(cluster, "SELECT count(*) FROM bus_locations_history"))
+    wait_until(
+        lambda: sql(cluster, "SELECT md5(string_agg(b::text, ',' ORDER BY vehicle_id)) FROM bus_locations b") != before, 30, "new positions"
+    )
+    wait_until(lambda: int(sql(cluster, "SELECT count(*) FROM bus_locations_history")) > rows, 30, "more history")
+    assert int(sql(cluster, "SELECT count(*) FROM bus_locations")) == 12, "upsert keeps one row per bus"
+
+
+def test_second_deployment_changes_and_restarts_nothing(cluster):
+    before = starts(cluster)
+    output = venice("deploy", "-i", "lab")
+    assert "nothing changed on lab" in output
+    assert starts(cluster) == before
+
+
+def test_plain_ansible_does_the_same(cluster):
+    before = starts(cluster)
+    playbook = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "inventory/lab", "playbooks/deploy.yml"]
+    done = subprocess.run(playbook, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout
+    assert re.findall(r"changed=(\d+)", done.stdout) == ["0", "0", "0"], done.stdout
+    assert starts(cluster) == before
+
+
+def test_plan_shows_and_changes_nothing(cluster):
+    before = starts(cluster)
+    output = venice("plan", "-i", "lab", "-e", '{"kafka_settings": {"log.segment.bytes": 268435456}}')
+    assert "+log.segment.bytes=268435456" in output
+    assert "venice-kafka" in output
+    assert starts(cluster) == before
+    assert "log.segment.bytes" not in machines.run("lab-1", ["sudo", "cat", "/etc/venice/kafka/server.properties"]).stdout
+
+
+def test_secrets_are_nowhere_but_where_they_belong(cluster):
+    secret = next(
+        line.split(": ")[1] for line in (cluster.state_dir / "secrets.yml").read_text().splitlines() if line.startswith("postgres_password")
+    )
+    assert (cluster.state_dir / "secrets.yml").stat().st_mode & 0o777 == 0o600
+    for record in (cluster.state_dir / "runs").glob("*.json"):
+        assert secret not in record.read_text()
+    assert secret not in venice("plan", "-i", "lab", "-e", "postgres_password=another", "-vv")
+    assert secret not in json.dumps(status())
+    ignored = subprocess.run(["git", "check-ignore", str(cluster.state_dir / "secrets.yml")], cwd=ROOT, capture_output=True, check=False)
+    assert ignored.returncode == 0
+    for host in HOSTS:
+        assert secret not in machines.run(host, ["sudo", "sh", "-c", "docker inspect $(docker ps -aq); ps axww"]).stdout
+
+
+def test_connect_has_no_superuser_and_strangers_no_access(cluster):
+    assert sql(cluster, "SELECT rolsuper OR rolcreaterole OR rolcreatedb FROM pg_roles WHERE rolname = 'venice'") == "f"
+    [postgres] = cluster.instances("postgres")
+    probe = (
+        "import socket,struct;s=socket.create_connection(('%s',%d),5);b=struct.pack('!i',196608)+b'user\\0venice\\0database\\0venice\\0\\0'"
+    )
+    probe += ";s.sendall(struct.pack('!i',len(b)+4)+b);print(s.recv(400))"
+    answer = machines.run("lab-1", ["python3", "-c", probe % (postgres.address, postgres.ports["sql"])]).stdout
+    assert "no pg_hba.conf entry" in answer, "lab-1 runs no Connect worker"
+
+
+def test_rolling_change_loses_no_acknowledged_record(cluster):
+    """A changed broker setting restarts one broker at a time; a producer with acks=all never notices."""
+    topic, total = _topic(cluster, "rolling"), 0
+    before = starts(cluster)
+    change = [*VENICE, "deploy", "-i", "lab", "-e", '{"kafka_settings": {"log.segment.bytes": 268435456}}']
+    failed: list[str] = []
+    producer = _producer(cluster)
+    with subprocess.Popen(change, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as deployment:
+        while deployment.poll() is None:
+            producer.produce(
+                topic, key=str(total), value=str(total), on_delivery=lambda error, _: failed.append(str(error)) if error else None
+            )
+            total += 1
+            producer.poll(0.01)
+        output = deployment.stdout.read()
+    assert deployment.returncode == 0, output
+    assert producer.flush(60) == 0
+    assert not failed
+    assert sorted(_values(cluster, topic)) == sorted(str(n) for n in range(total))
+    after = starts(cluster)
+    assert {key for key in after if after[key] != before[key]} == {(host, "venice-kafka") for host in HOSTS}
+    # One at a time: each broker was up again before the next went down.
+    ups = sorted(after[host, "venice-kafka"][1] for host in HOSTS)
+    assert len(set(ups)) == 3
+    assert [line for line in output.splitlines() if "may go down" in line]
+
+
+def test_killed_broker_loses_no_acknowledged_record(cluster):
+    """kill -9 of a broker while records with acks=all are produced; Docker restarts it."""
+    topic, total = _topic(cluster, "killed"), 6000
+    acknowledged: list[str] = []
+    producer = _producer(cluster)
+    for number in range(total):
+        value = str(number)
+        producer.produce(
+            topic, key=value, value=value, on_delivery=lambda error, m: None if error else acknowledged.append(m.value().decode())
+        )
+        producer.poll(0)
+        if number == total // 3:
+            killed = machines.run("lab-2", ["sudo", "sh", "-c", "pkill -9 -f kafka.Kafka"])
+            assert killed.returncode == 0
+    assert producer.flush(120) == 0
+    assert len(acknowledged) == total
+    assert set(acknowledged) <= set(_values(cluster, topic))
+    wait_until(whole, 120, "the killed broker is back in sync")
+
+
+def test_rebooted_host_comes_back_by_itself(cluster):
+    venice("lab", "reboot", "lab-3")
+    wait_until(whole, 180, "lab-3 (broker, Connect worker, PostgreSQL) is back")
+    assert "broken" not in venice("smoke", "-i", "lab")
+    assert "nothing changed on lab" in venice("deploy", "-i", "lab")
+
+
+def test_smoke_alone_and_its_json(cluster):
+    hops = json.loads(venice("smoke", "-i", "lab", "--json"))["hops"]
+    assert all(hop["ok"] for hop in hops)
+    assert any("postgres" in hop["name"].lower() or "row" in hop["name"].lower() for hop in hops)
+
+
+def test_smoke_names_the_broken_hop(cluster):
+    """Without PostgreSQL the trace ends there, and says so."""
+    stopped = machines.run("lab-3", ["sudo", "docker", "stop", "venice-postgres"])
+    assert stopped.returncode == 0
+    try:
+        output = venice("smoke", "-i", "lab", expect=1)
+        assert "broken" in output
+        assert "lab-3" in output
+        assert "postgres" in output.lower()
+    finally:
+        venice("up", "-i", "lab")
+    wait_until(whole, 120, "PostgreSQL is back and the connectors with it")
+
+
+def test_host_down_is_named_before_anything_is_touched(cluster):
+    venice("lab", "power", "off", "lab-2")
+    try:
+        others = {n: h for n, h in cluster.hosts.items() if n != "lab-2"}
+        before = starts(cluster, others)
+        output = venice("deploy", "-i", "lab", "-e", "connect_heap_mb=500", expect=2)
+        assert "lab-2: does not answer over SSH" in output
+        assert "no host was changed" in output
+        assert starts(cluster, others) == before
+        found = status()
+        assert list(found["unreachable"]) == ["lab-2"]
+        assert {c["state"] for c in found["containers"] if c["host"] == "lab-2"} == {"unknown"}
+        assert {c["state"] for c in found["containers"] if c["host"] != "lab-2"} == {"running"}
+    finally:
+        venice("lab", "power", "on", "lab-2")
+    wait_until(whole, 180, "lab-2 is back")
+
+
+def test_down_keeps_data_and_up_starts(cluster):
+    topic = _topic(cluster, "kept")
+    producer = _producer(cluster)
+    producer.produce(topic, key="k", value="kept")
+    assert producer.flush(30) == 0
+    venice("down", "-i", "lab")
+    assert {c["state"] for c in status()["containers"]} == {"exited"}
+    venice("up", "-i", "lab")
+    assert _values(cluster, topic) == ["kept"]
+    wait_until(whole, 120, "everything runs again")
+
+
+def test_interrupted_deployment_is_finished_by_the_next(cluster):
+    """Ctrl-C while hosts converge from nothing; the same command again ends in a green smoke test."""
+    venice("destroy", "-i", "lab", "--yes")
+    assert not starts(cluster)
+    with subprocess.Popen(
+        [*VENICE, "deploy", "-i", "lab"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        seen = []
+        for line in running.stdout:
+            seen.append(line)
+            if "Converge" in line:
+                os.kill(running.pid, signal.SIGINT)
+                break
+        seen += running.stdout
+    assert running.returncode == 130, "".join(seen)
+    assert "interrupted during" in "".join(seen)
+    assert "venice status" in "".join(seen)
+    output = venice("deploy", "-i", "lab")
+    assert "smoke test" in output
+    assert "broken" not in output
+
+
+def test_history_tells_all_of_it(cluster):
+    runs = json.loads(venice("history", "-i", "lab", "--json"))
+    assert [r["outcome"] for r in runs if r["command"] == "deploy"].count("interrupted") >= 1
+    assert runs[-1]["outcome"] == "changed"
+    assert {"Converge every host"} <= {p["task"] for p in runs[-1]["phases"]}
+    assert runs[-1]["id"] in venice("history", "-i", "lab", "last")
+
+
+def _topic(cluster: Cluster, name: str) -> str:
+    """A new topic, replicated three times."""
+    topic = f"test.{name}.{int(time.time())}"
+    Kafka(cluster.bootstrap_servers).ensure_topics([TopicSpec(name=topic, partitions=3)], default_replication=3)
+    return topic
+
+
+def _producer(cluster: Cluster) -> Producer:
+    return Producer({"bootstrap.servers": cluster.bootstrap_servers, "acks": "all", "enable.idempotence": True})
+
+
+def _values(cluster: Cluster, topic: str) -> list[str]:
+    """All values of a topic, read from its beginning to its present end."""
+    consumer = Consumer({"bootstrap.servers": cluster.bootstrap_servers, "group.id": f"read-{topic}", "enable.auto.commit": False})
+    partitions = [TopicPartition(topic, p) for p in consumer.list_topics(topic, timeout=20).topics[topic].partitions]
+    ends = {p.partition: consumer.get_watermark_offsets(p, timeout=20)[1] for p in partitions}
+    consumer.assign([TopicPartition(topic, p.partition, 0) for p in partitions])
+    values: list[str] = []
+    while len(values) < sum(ends.values()):
+        message = consumer.poll(20)
+        assert message is not None, f"{len(values)} of {sum(ends.values())} records"
+        assert message.error() is None
+        values.append(message.value().decode())
+    consumer.close()
+    return values

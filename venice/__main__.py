@@ -1,0 +1,5 @@
+"""`python -m venice`."""
+
+from venice.cli import main
+
+main()
