@@ -104,6 +104,13 @@ def test_a_rebalance_is_waited_for():
     assert len(asked) == 2
 
 
+def test_a_worker_that_starts_is_waited_for():
+    answers = iter([httpx.Response(404, html="<h1>Not Found</h1>"), httpx.Response(200, json={})])
+    client = Connect(["http://c:8083"])
+    client._http = httpx.Client(transport=httpx.MockTransport(lambda request: next(answers)))
+    client.wait_ready(5)
+
+
 def test_what_connect_s_validation_says_is_kept():
     message = (
         "Connector configuration is invalid and contains the following 1 error(s):\n"
