@@ -121,8 +121,10 @@ def images(folder: Path | None = None) -> dict[str, Image]:
     """All images by name, parents before children. Reads files only."""
     folder = folder or paths.resource("images")
     pinned = artifacts(folder)
-    folders = {path.parent.name: path.parent for path in sorted(folder.glob("*/Dockerfile"))}
-    uses = {name: _uses((path / "Dockerfile").read_text()) for name, path in folders.items()}
+    texts = {path.parent: path.read_text() for path in sorted(folder.glob("*/Dockerfile"))}
+    # a folder whose Dockerfile starts from nothing of Venice's is not for hosts and not built here (the lab's machines)
+    uses = {path.name: _uses(text) for path, text in texts.items() if _uses(text)}
+    folders = {path.name: path for path in texts if path.name in uses}
     result: dict[str, Image] = {}
     try:
         order = list(graphlib.TopologicalSorter(uses).static_order())
@@ -358,7 +360,7 @@ def _context(image: Image, known: dict[str, Image]) -> Iterator[io.BufferedIOBas
 
 
 def _clean(engine: docker.DockerClient, known: dict[str, Image], there: dict[str, dict], report: Report) -> None:
-    """Remove superseded tags that no container uses, build stages, and exported layers of no current image.
+    """Remove superseded tags that no container uses, build stages, and exported files of images that are gone.
 
     Stages are not worth their disk: a finished image is found by its tag, not by its layer cache.
     """
@@ -370,11 +372,10 @@ def _clean(engine: docker.DockerClient, known: dict[str, Image], there: dict[str
                 engine.api.remove_image(ref)
                 report(f"removed superseded {ref}")
     engine.images.prune(filters={"dangling": True, "label": [_LABEL]})
-    directory = _layers_dir()
     kept: set[str] = set()
-    for ref in current & set(there):
-        kept |= {layer.partition(":")[2] for layer in engine.api.inspect_image(ref)["RootFS"]["Layers"]}
-    for path in directory.glob("*.tar"):
+    for image in engine.images.list():
+        kept |= {name.partition(":")[2] for name in (image.id, *image.attrs["RootFS"].get("Layers", ()))}
+    for path in _layers_dir().glob("[0-9a-f]*.*"):
         if path.stem not in kept:
             path.unlink(missing_ok=True)
 

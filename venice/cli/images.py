@@ -1,0 +1,37 @@
+"""venice images: the container images Venice builds itself."""
+
+import json
+
+import click
+
+from venice import images
+
+
+@click.group()
+def command() -> None:
+    """Build and list Venice's own container images."""
+
+
+@command.command()
+@click.argument("names", nargs=-1, metavar="[IMAGE]...")
+def build(names: tuple[str, ...]) -> None:
+    """Build the images that are missing (all, or those named)."""
+    for image in images.build(names or None, click.echo):
+        how = f"built in {image.seconds:.0f} s" if image.built else "was there"
+        click.echo(f"{image.ref:40} {image.size / 1e6:5.0f} MB  {how}")
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_images(as_json: bool) -> None:
+    """List the images: tag, and size on disk when built."""
+    there = images.present(images.client())
+    rows = [
+        {"name": name, "ref": ref, "built": ref in there, "size": there.get(ref, {}).get("size")}
+        for name, ref in images.refs().items()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['ref']:40} " + (f"{row['size'] / 1e6:5.0f} MB" if row["built"] else "not built"))
