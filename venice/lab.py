@@ -12,6 +12,7 @@ import functools
 import hashlib
 import io
 import ipaddress
+import json
 import os
 import re
 import shlex
@@ -59,9 +60,9 @@ def _plain_errors(function: Callable) -> Callable:
 
         try:
             return function(*args, **kwargs)
-        except docker.errors.APIError as error:
+        except docker.errors.DockerException as error:
             raise VeniceError(
-                f"Docker refused: {error.explanation}",
+                f"Docker refused: {getattr(error, 'explanation', None) or error}",
                 "See `venice lab status`; `venice lab up` mends a half-made lab.",
             ) from error
 
@@ -435,7 +436,14 @@ def _create(client: "docker.DockerClient", image: str, name: str) -> "Container"
 
 
 def _plugged(container: "Container") -> bool:
-    return _exec(container, "cat", "/sys/class/net/eth0/carrier") == "1"
+    return "LOWER_UP" in _interface(container).get("flags", [])
+
+
+def _interface(container: "Container") -> dict:
+    """The host's interface with its fixed address, as `ip -j address` describes it; empty when there is none."""
+    own = address(container.name)
+    interfaces = json.loads(_exec(container, "ip", "-j", "-4", "address") or "[]")
+    return next((each for each in interfaces if own in (info["local"] for info in each["addr_info"])), {})
 
 
 def _plug(container: "Container", state: bool) -> None:
@@ -446,7 +454,10 @@ def _plug(container: "Container", state: bool) -> None:
     """
     if container.status != "running":
         raise VeniceError(f"{container.name} is off", f"Switch it on first: venice lab power on {container.name}")
-    index = _exec(container, "cat", "/sys/class/net/eth0/iflink")
+    interface = _interface(container)
+    if not interface:
+        raise VeniceError(f"{container.name} has no network", "Run `venice lab up`: it mends a half-made lab.")
+    index = str(interface["link_index"])
     interfaces = '[ "$(cat $link/ifindex)" = "$0" ] && exec ip link set "${link##*/}" "$1"'
     container.client.containers.run(
         container.attrs["Image"],
