@@ -40,7 +40,10 @@ def no_op(runs: int) -> None:
     timed(DEPLOY), timed(PING)
     pairs = [(timed(DEPLOY), timed(PING)) for _ in range(runs)]
     ratios = sorted(deploy / ping for deploy, ping in pairs)
-    print(f"(a) no-op deploy / ping: median {statistics.median(ratios):.2f} (min {ratios[0]:.2f}, max {ratios[-1]:.2f}, {runs} pairs;", end=" ")
+    print(
+        f"(a) no-op deploy / ping: median {statistics.median(ratios):.2f} (min {ratios[0]:.2f}, max {ratios[-1]:.2f}, {runs} pairs;",
+        end=" ",
+    )
     print(f"medians {statistics.median(p[0] for p in pairs):.2f} s and {statistics.median(p[1] for p in pairs):.2f} s)")
 
 
@@ -58,7 +61,9 @@ def warm(runs: int, model: Cluster) -> None:
         ratios.append((deploy - beyond) / floor)
         print(f"    deploy {deploy:.1f} s (of it pipelines and smoke {beyond:.1f} s), floor {floor:.1f} s")
     ratios.sort()
-    print(f"(b) deploy / plain docker run: median {statistics.median(ratios):.2f} (min {ratios[0]:.2f}, max {ratios[-1]:.2f}, {runs} pairs)")
+    print(
+        f"(b) deploy / plain docker run: median {statistics.median(ratios):.2f} (min {ratios[0]:.2f}, max {ratios[-1]:.2f}, {runs} pairs)"
+    )
 
 
 def plain(model: Cluster) -> float:

@@ -22,11 +22,13 @@ def checked(options: runner.Options) -> Cluster:
     return cluster
 
 
-def deploy(options: runner.Options, console: Console) -> Record:
+def deploy(options: runner.Options, console: Console, prune: bool = False) -> Record:
     """Deploys, applies the pipelines, traces an event."""
     cluster = checked(options)
     with Progress(console, bool(options.verbosity)) as progress:
-        return runner.run("plan" if options.check else "deploy", "deploy", options, cluster, _Smoke(progress))
+        return runner.run(
+            "plan" if options.check else "deploy", "deploy", options, cluster, _Smoke(progress), {"venice_prune": True} if prune else None
+        )
 
 
 def play(command: str, options: runner.Options, console: Console, extra: dict | None = None) -> Record:
@@ -36,9 +38,9 @@ def play(command: str, options: runner.Options, console: Console, extra: dict | 
         return runner.run(command, command, options, cluster, progress, extra)
 
 
-def plan(options: runner.Options, console: Console) -> Record:
+def plan(options: runner.Options, console: Console, prune: bool = False) -> Record:
     """What a deployment would change, with the files' differences."""
-    return deploy(dataclasses.replace(options, check=True, diff=True), console)
+    return deploy(dataclasses.replace(options, check=True, diff=True), console, prune)
 
 
 def doomed(options: runner.Options, keep_data: bool) -> list[str]:

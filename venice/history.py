@@ -31,9 +31,7 @@ def _find(records: list[Record], run: str, state_dir: Path) -> Record:
         raise InputError(f"no run is recorded in {state_dir / 'runs'}", "venice deploy makes the first")
     found = records[-1:] if run == "last" else [r for r in records if r.id.startswith(run)]
     if len(found) != 1:
-        raise InputError(
-            f"{'several runs begin' if found else 'no run begins'} with {run!r}", "venice history lists all ids"
-        )
+        raise InputError(f"{'several runs begin' if found else 'no run begins'} with {run!r}", "venice history lists all ids")
     return found[0]
 
 
@@ -48,12 +46,8 @@ def _table(records: list[Record]) -> Table:
 
 def _one(record: Record, console: Console) -> None:
     console.print(f"{record.id}: venice {record.command} of {record.cluster} by {record.user}, {record.started}")
-    console.print(
-        f"  inventory {record.inventory}, limit {record.limit or 'none'}, variables {', '.join(record.extra_vars) or 'none'}"
-    )
-    console.print(
-        f"  {record.outcome} after {record.seconds:.1f} s, exit code {record.exit_code}, Venice {record.version}"
-    )
+    console.print(f"  inventory {record.inventory}, limit {record.limit or 'none'}, variables {', '.join(record.extra_vars) or 'none'}")
+    console.print(f"  {record.outcome} after {record.seconds:.1f} s, exit code {record.exit_code}, Venice {record.version}")
     for difference in record.differences:
         name = difference.get("container") or difference.get("path") or difference.get("name") or ""
         console.print(

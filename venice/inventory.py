@@ -21,10 +21,8 @@ def resolve(given: str | None) -> Path:
         present = names(local)
         if len(present) == 1:
             return local / present[0]
-        raise InputError(
-            "no inventory was given",
-            f"--inventory NAME or export VENICE_INVENTORY=NAME; here: {', '.join(present) or 'none'}; shipped: {', '.join(names(_shipped()))}",
-        )
+        known = f"here: {', '.join(present) or 'none'}; shipped: {', '.join(names(_shipped()))}"
+        raise InputError("no inventory was given", f"--inventory NAME or export VENICE_INVENTORY=NAME; {known}")
     for path in (Path(given), local / given):
         if path.exists():
             if path.is_dir() and not _is_inventory(path):
@@ -37,9 +35,7 @@ def resolve(given: str | None) -> Path:
         shutil.copytree(_shipped() / given, local / given, ignore=shutil.ignore_patterns(".venice"))
         return local / given
     known = sorted({*names(local), *names(_shipped())})
-    raise InputError(
-        f"there is no inventory {given!r}, as a path or as inventory/{given}", f"known: {', '.join(known) or 'none'}"
-    )
+    raise InputError(f"there is no inventory {given!r}, as a path or as inventory/{given}", f"known: {', '.join(known) or 'none'}")
 
 
 def names(folder: Path) -> list[str]:

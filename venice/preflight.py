@@ -149,11 +149,7 @@ def _typed(cluster: Cluster, host: str, key: str, value: Any, spec: dict[str, An
     checked = ArgumentSpecValidator({key: argument}).validate({key: evaluated})
     shown = "its value" if "password" in key else repr(evaluated)
     for _ in checked.error_messages[:1]:
-        wanted = (
-            f"one of {', '.join(map(str, spec['choices']))}"
-            if "choices" in spec
-            else f"of type {spec.get('type', 'str')}"
-        )
+        wanted = f"one of {', '.join(map(str, spec['choices']))}" if "choices" in spec else f"of type {spec.get('type', 'str')}"
         yield Finding(_where(cluster, key, value), f"{shown} is not {wanted}", spec["description"].split(";")[0])
         return
     number = checked.validated_parameters[key]
@@ -164,10 +160,7 @@ def _typed(cluster: Cluster, host: str, key: str, value: Any, spec: dict[str, An
             size(evaluated)
         except InputError as error:
             yield Finding(_where(cluster, key, value), error.message, spec["description"])
-    if (
-        key.endswith(("_mb", "_per_host", "_partitions", "_factor", "_replicas", "_timeout", "_connections"))
-        and number < 1
-    ):
+    if key.endswith(("_mb", "_per_host", "_partitions", "_factor", "_replicas", "_timeout", "_connections")) and number < 1:
         yield Finding(_where(cluster, key, value), f"{number} is less than 1", spec["description"])
     if key.endswith("_dir") and (not str(evaluated).startswith("/") or str(evaluated).strip("/").count("/") < 1):
         yield Finding(
@@ -227,9 +220,7 @@ def _requirements(cluster: Cluster) -> Iterator[Finding]:
             ports[instance.host, port].append(f"{instance.name} ({name})")
     for (host, port), users in ports.items():
         if len(users) > 1:
-            yield Finding(
-                host, f"port {port} is wanted by {' and '.join(users)}", "change one of their *_port variables"
-            )
+            yield Finding(host, f"port {port} is wanted by {' and '.join(users)}", "change one of their *_port variables")
 
 
 def _kafka(cluster: Cluster) -> Iterator[Finding]:
@@ -250,9 +241,7 @@ def _kafka(cluster: Cluster) -> Iterator[Finding]:
         int(cluster.var(host, "kafka_min_insync_replicas")),
     )
     if replicas > len(nodes):
-        yield Finding(
-            group, f"{len(nodes)} nodes cannot hold {replicas} replicas", "add hosts, or lower kafka_replication_factor"
-        )
+        yield Finding(group, f"{len(nodes)} nodes cannot hold {replicas} replicas", "add hosts, or lower kafka_replication_factor")
     if minimum > replicas:
         yield Finding(
             _where(cluster, "kafka_min_insync_replicas", cluster.raw_vars(host)["kafka_min_insync_replicas"]),

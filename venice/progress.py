@@ -124,8 +124,7 @@ class Progress(Listener):
     def _file_diff(self, host: str, diff: Mapping[str, Any]) -> None:
         before, after = str(diff.get("before", "")), str(diff.get("after", ""))
         path = diff.get("after_header") or diff.get("before_header") or ""
-        lines = difflib.unified_diff(
-            before.splitlines(), after.splitlines(), f"{host}: {path}, now", f"{host}: {path}, then", lineterm="")
+        lines = difflib.unified_diff(before.splitlines(), after.splitlines(), f"{host}: {path}, now", f"{host}: {path}, then", lineterm="")
         for line in lines:
             style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
             self.console.print(Text(f"      {line}", style=style), soft_wrap=True)
@@ -183,13 +182,11 @@ def _summary(record: Record) -> Text:
         hosts = Counter(d["host"] for d in record.differences)
         counts = ", ".join(f"{host} {count}" for host, count in sorted(hosts.items()))
         would = "would change" if "plan" in record.command else "changed"
-        return Text(
-            f"✓ {record.command} {record.cluster}: {would} {counts} ({record.seconds:.1f} s)", style="bold green"
-        )
+        return Text(f"✓ {record.command} {record.cluster}: {would} {counts} ({record.seconds:.1f} s)", style="bold green")
     phase = _sentence(record.phases[-1]["task"]) if record.phases else "start"
     if record.outcome == "interrupted":
         done = f"{len(record.differences)} changes were made" if record.differences else "no host was changed"
-        text = f"interrupted during: {phase}; {done}.\nEvery host is left whole: `venice status` shows them, the same command again goes on."
+        text = f"interrupted during: {phase}; {done}.\n`venice status` shows what runs; the same command again goes on from there."
         return Text(text, style="bold yellow")
     return Text(
         f"{record.command} {record.cluster} failed during: {phase} ({record.seconds:.1f} s); recorded as {record.id}",
@@ -204,13 +201,7 @@ def smoke_table(hops: list[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify=justify, overflow="fold")
     for hop in hops:
         ok = hop["ok"]
-        mark = (
-            Text("ok", style="green")
-            if ok
-            else Text("broken" if ok is False else "not reached", style="red" if ok is False else "dim")
-        )
+        mark = Text("ok", style="green") if ok else Text("broken" if ok is False else "not reached", style="red" if ok is False else "dim")
         seconds = hop.get("seconds")
-        table.add_row(
-            hop["name"], mark, "" if seconds is None else f"{seconds * 1000:.0f}", str(hop.get("detail") or "")
-        )
+        table.add_row(hop["name"], mark, "" if seconds is None else f"{seconds * 1000:.0f}", str(hop.get("detail") or ""))
     return table

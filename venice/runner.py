@@ -58,13 +58,9 @@ def parse_extra_vars(given: tuple[str, ...]) -> dict[str, Any]:
             else:
                 values = parse_kv(text)
         except AnsibleError as error:
-            raise InputError(
-                f"-e {text}: {error}", "write -e key=value, -e '{\"key\": value}' or -e @file.yml"
-            ) from error
+            raise InputError(f"-e {text}: {error}", "write -e key=value, -e '{\"key\": value}' or -e @file.yml") from error
         if not isinstance(values, dict) or "_raw_params" in values:
-            raise InputError(
-                f"-e {text} names no variable", "write -e key=value, -e '{\"key\": value}' or -e @file.yml"
-            )
+            raise InputError(f"-e {text} names no variable", "write -e key=value, -e '{\"key\": value}' or -e @file.yml")
         found |= values
     return found
 
@@ -210,9 +206,7 @@ def _alone(state_dir: Path, command: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise InputError(
-                f"another run changes this cluster: {file.read().strip()}", "wait until it has ended"
-            ) from error
+            raise InputError(f"another run changes this cluster: {file.read().strip()}", "wait until it has ended") from error
         file.truncate(0)
         file.write(f"venice {command}, process {os.getpid()}")
         file.flush()

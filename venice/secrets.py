@@ -32,9 +32,7 @@ def vault_secrets() -> list[Any]:
     from ansible.cli import CLI
 
     files = [constants.DEFAULT_VAULT_PASSWORD_FILE] if constants.DEFAULT_VAULT_PASSWORD_FILE else []
-    return CLI.setup_vault_secrets(
-        DataLoader(), constants.DEFAULT_VAULT_IDENTITY_LIST, vault_password_files=files, auto_prompt=False
-    )
+    return CLI.setup_vault_secrets(DataLoader(), constants.DEFAULT_VAULT_IDENTITY_LIST, vault_password_files=files, auto_prompt=False)
 
 
 def secret(state_dir: Path, name: str, kind: str, vault: VaultLib) -> str:
@@ -59,9 +57,7 @@ def _read(path: Path, vault: VaultLib) -> dict[str, str]:
     text = path.read_bytes()
     if is_encrypted(text):
         if not vault.secrets:
-            raise InputError(
-                f"{path} is encrypted with ansible-vault", "give the password: export ANSIBLE_VAULT_PASSWORD_FILE=FILE"
-            )
+            raise InputError(f"{path} is encrypted with ansible-vault", "give the password: export ANSIBLE_VAULT_PASSWORD_FILE=FILE")
         text = vault.decrypt(text)
     values = yaml.safe_load(text) or {}
     if not isinstance(values, dict):

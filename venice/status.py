@@ -67,14 +67,10 @@ def collect(cluster: Cluster) -> Status:
         for name, found in containers.result().items():
             if isinstance(found, Exception):
                 status.unreachable[name] = getattr(found, "message", str(found))
-            status.containers += _rows(
-                cluster, name, {} if name in status.unreachable else found, name not in status.unreachable
-            )
+            status.containers += _rows(cluster, name, {} if name in status.unreachable else found, name not in status.unreachable)
         status.brokers = brokers.result() if brokers else []
         status.connectors = connectors.result() if connectors else []
-    status.containers.sort(
-        key=lambda r: (cluster.order.index(r.component) if r.component in cluster.order else 99, r.host, r.instance)
-    )
+    status.containers.sort(key=lambda r: (cluster.order.index(r.component) if r.component in cluster.order else 99, r.host, r.instance))
     return status
 
 
@@ -191,9 +187,7 @@ def render(status: Status) -> Group:
 
 
 def _styled(word: str) -> Text:
-    return Text(
-        word, style="green" if word in _GOOD else "yellow" if word in ("starting", "restarting", "unknown") else "red"
-    )
+    return Text(word, style="green" if word in _GOOD else "yellow" if word in ("starting", "restarting", "unknown") else "red")
 
 
 def _grid(*headings: str) -> Table:
@@ -222,11 +216,7 @@ def _table(status: Status) -> Table:
 def _broker_table(brokers: list[dict[str, Any]]) -> Table:
     table = _grid("broker", "host", "address", "", "leads", "in sync")
     for b in brokers:
-        role = (
-            Text("not registered", style="red")
-            if not b["registered"]
-            else Text("controller" if b["controller"] else "")
-        )
+        role = Text("not registered", style="red") if not b["registered"] else Text("controller" if b["controller"] else "")
         whole = b["in_sync"] == b["replicas"]
         table.add_row(
             str(b["id"]),

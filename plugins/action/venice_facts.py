@@ -21,8 +21,6 @@ class ActionModule(ActionBase):
         if findings := validate(cluster):
             return failed_findings(findings)
         host = cluster.hosts[task_vars["inventory_hostname"]]
-        if not host.components:
-            return {"skipped": True, "skip_reason": "the host is in no component's group"}
         instances = [i for i in cluster.instances() if i.host == host.name]
         others = [{"name": h.name, "address": h.address} for h in cluster.hosts.values() if h.components]
         arguments = {
@@ -42,7 +40,8 @@ class ActionModule(ActionBase):
         if answer.get("failed") or facts is None:
             reason = answer.get("msg") or answer.get("module_stderr") or "no answer"
             return {"ansible_facts": {"venice_facts": {"failed": str(reason).strip()}}}
-        facts["engine"]["usable"] = facts["engine"]["running"] and facts["engine"]["sdk"] is not None
+        # A host that is in no component's group needs none; it is only looked at for containers left from earlier.
+        facts["engine"]["usable"] = not host.components or (facts["engine"]["running"] and facts["engine"]["sdk"] is not None)
         # The module read its clock somewhere in between: half the round trip is the error of this estimate.
         facts["clock"] = {"offset": facts["time"] - (before + after) / 2, "error": (after - before) / 2}
         cache = cluster.state_dir / "records" / f"{host.name}.json"

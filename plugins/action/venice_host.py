@@ -14,14 +14,16 @@ class ActionModule(ActionBase):
     def run(self, task_vars):
         cluster = cluster_of(self, task_vars)
         name = task_vars["inventory_hostname"]
-        arguments = dict(self._task.args)
+        arguments = {"prune": cluster.var(name, "venice_prune")} | self._task.args
         document = cluster.desired(name)
-        if not document["containers"] and not arguments.get("prune") and arguments.get("state", "present") != "absent":
-            return {"skipped": True, "skip_reason": "the host is in no component's group"}
         engine = cluster.facts.get(name, {}).get("engine", {})
-        if self._task.check_mode and engine and not engine.get("running"):
-            return _bare(document)
-        answer = self._execute_module(module_name="venice_host", module_args=arguments | {"document": encode_document(document)}, task_vars=task_vars)
+        if not engine.get("running"):
+            if not document["containers"]:
+                return {"skipped": True, "skip_reason": "the host is in no component's group and has no Docker"}
+            if self._task.check_mode:
+                return _bare(document)
+        arguments["document"] = encode_document(document)
+        answer = self._execute_module(module_name="venice_host", module_args=arguments, task_vars=task_vars)
         return answer | {
             "order": cluster.order,
             "wait_timeout": int(cluster.var(name, "venice_wait_timeout")),
@@ -32,8 +34,5 @@ class ActionModule(ActionBase):
 def _bare(document):
     """What a first deployment would do to a host that has no Docker yet: everything is created."""
     fields = {"field": "container", "current": None, "reason": "missing", "action": "create"}
-    found = [
-        fields | {"component": c["component"], "container": c["name"], "desired": c["image"]}
-        for c in document["containers"]
-    ]
+    found = [fields | {"component": c["component"], "container": c["name"], "desired": c["image"]} for c in document["containers"]]
     return {"changed": True, "differences": found, "pending": [], "containers": [], "stray": []}

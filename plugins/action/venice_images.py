@@ -24,18 +24,14 @@ class ActionModule(ActionBase):
         missing = _missing(cluster, host)
         if not missing:
             return {"changed": False}
-        differences = [
-            {"component": "images", "name": ref, "action": "ship", "reason": "the host lacks it"} for ref in missing
-        ]
+        differences = [{"component": "images", "name": ref, "action": "ship", "reason": "the host lacks it"} for ref in missing]
         if not self._task.check_mode:
             if cluster.var(host, "venice_image_registry"):
                 self._pull(missing)
             else:
                 everybody = sorted({ref for h in task_vars["ansible_play_hosts"] for ref in _missing(cluster, h)})
                 exported = shipping.provide(everybody, self._display.display)
-                self._ship(
-                    host, [exported[ref] for ref in missing], set(cluster.facts[host].get("layers", [])), task_vars
-                )
+                self._ship(host, [exported[ref] for ref in missing], set(cluster.facts[host].get("layers", [])), task_vars)
         return {"changed": True, "differences": differences}
 
     def _pull(self, refs):
@@ -49,10 +45,7 @@ class ActionModule(ActionBase):
 
     def _ship(self, host, exported, present, task_vars):
         """Sends the layers that the host has neither loaded nor staged, then loads."""
-        described = [
-            {"ref": e.ref, "id": e.id, "config": base64.b64encode(e.config).decode(), "layers": e.layers}
-            for e in exported
-        ]
+        described = [{"ref": e.ref, "id": e.id, "config": base64.b64encode(e.config).decode(), "layers": e.layers} for e in exported]
         call = {"staging": STAGING, "owner": self._connection.get_option("remote_user") or "root", "images": described}
         have = present | set(self._load("query", call, task_vars)["staged"])
         files = {layer: e.directory / f"{layer}.tar" for e in exported for layer in e.layers if layer not in have}
@@ -63,9 +56,7 @@ class ActionModule(ActionBase):
         self._load("load", call, task_vars)
 
     def _load(self, state, call, task_vars):
-        answer = self._execute_module(
-            module_name="venice_image_load", module_args=call | {"state": state}, task_vars=task_vars
-        )
+        answer = self._execute_module(module_name="venice_image_load", module_args=call | {"state": state}, task_vars=task_vars)
         if answer.get("failed"):
             raise VeniceError(
                 f"loading images: {answer.get('msg')}",

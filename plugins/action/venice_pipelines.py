@@ -14,7 +14,5 @@ class ActionModule(ActionBase):
     @answering
     def run(self, task_vars):
         cluster = cluster_of(self, task_vars)
-        changes = [
-            c for folder in cluster.pipelines for c in pipeline.apply(cluster, folder, check=self._task.check_mode)
-        ]
+        changes = [c for folder in cluster.pipelines for c in pipeline.apply(cluster, folder, check=self._task.check_mode)]
         return {"changed": bool(changes), "differences": [change.to_dict() for change in changes]}

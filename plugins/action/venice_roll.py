@@ -16,7 +16,8 @@ class ActionModule(ActionBase):
         cluster = cluster_of(self, task_vars)
         pending = {(host, name) for host, names in self._task.args["pending"].items() for name in names}
         steps = order(cluster, [i for i in cluster.instances() if (i.host, i.container) in pending])
-        return {
-            "changed": False,
-            "steps": [{"host": i.host, "container": i.container, "component": i.component} for i in steps],
-        }
+        return {"changed": False, "steps": [_step(i) for i in steps]}
+
+
+def _step(instance):
+    return {"host": instance.host, "container": instance.container, "label": f"{instance.host} {instance.container}"}

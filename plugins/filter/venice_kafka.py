@@ -65,9 +65,7 @@ def initial_controllers(voters, cluster):
     The directory ids follow from the cluster and the node, so that every node computes the same list without asking the others.
     """
     space = uuid.uuid5(uuid.NAMESPACE_URL, f"venice:{cluster}")
-    return ",".join(
-        f"{v['node_id']}@{endpoint(v, 'controller')}:{kafka_uuid(uuid.uuid5(space, str(v['node_id'])))}" for v in voters
-    )
+    return ",".join(f"{v['node_id']}@{endpoint(v, 'controller')}:{kafka_uuid(uuid.uuid5(space, str(v['node_id'])))}" for v in voters)
 
 
 def endpoint(instance, port):

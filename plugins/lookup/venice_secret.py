@@ -14,7 +14,8 @@ DOCUMENTATION = """
 name: venice_secret
 short_description: a secret that is generated once per cluster
 description:
-  - Returns the secret of that name from C(.venice/CLUSTER/secrets.yml) beside the inventory (0600; encrypted when a vault password is given).
+  - Returns the secret of that name from C(.venice/CLUSTER/secrets.yml) beside the inventory.
+  - The file is 0600, and encrypted when a vault password is given.
   - Makes it when it is not there yet.
 options:
   _terms:
@@ -31,9 +32,6 @@ class LookupModule(LookupBase):
     def run(self, terms, variables=None, **kwargs):
         self.set_options(var_options=variables, direct=kwargs)
         try:
-            return [
-                secret(Path(variables["venice_state_dir"]), term, self.get_option("kind"), self._loader._vault)
-                for term in terms
-            ]
+            return [secret(Path(variables["venice_state_dir"]), term, self.get_option("kind"), self._loader._vault) for term in terms]
         except VeniceError as error:
             raise AnsibleError(str(error)) from error

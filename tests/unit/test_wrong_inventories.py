@@ -51,7 +51,10 @@ def host(name, **values):
 
 
 WRONG = {
-    "misspelt component variable": (variables(kafka_portt=9092), ["hosts.yml:", "kafka_portt", "unknown variable", "did you mean kafka_port?"]),
+    "misspelt component variable": (
+        variables(kafka_portt=9092),
+        ["hosts.yml:", "kafka_portt", "unknown variable", "did you mean kafka_port?"],
+    ),
     "misspelt shared variable": (variables(venice_data_dri="/srv/x"), ["venice_data_dri", "did you mean venice_data_dir?"]),
     "variable nobody knows": (variables(connect_magic=1), ["connect_magic", "unknown variable", "docs/variables.md"]),
     "port is a word": (variables(kafka_port="many"), ["hosts.yml:", "kafka_port", "'many' is not of type int"]),
@@ -60,7 +63,10 @@ WRONG = {
     "even number of controllers": (variables(kafka_controllers=2), ["kafka_controllers", "2 is not one of 1, 3, 5"]),
     "no nodes": (variables(kafka_nodes_per_host=0), ["kafka_nodes_per_host", "0 is less than 1"]),
     "memory is a word": (variables(kafka_memory="plenty"), ["kafka_memory", "'plenty' is not a size such as 512m or 2g"]),
-    "heap larger than memory": (variables(connect_heap_mb=900, connect_memory="512m"), ["heap of 900 MiB", "limit of 512 MiB", "connect_memory"]),
+    "heap larger than memory": (
+        variables(connect_heap_mb=900, connect_memory="512m"),
+        ["heap of 900 MiB", "limit of 512 MiB", "connect_memory"],
+    ),
     "data folder is relative": (variables(venice_data_dir="data"), ["venice_data_dir", "not a folder of Venice's own"]),
     "data folder is the root": (variables(venice_data_dir="/"), ["venice_data_dir", "use an absolute path"]),
     "group misspelt": (groups(conect=["h2"]), ["group conect", "did you mean connect?"]),
@@ -79,7 +85,10 @@ WRONG = {
     "loopback address": (host("h2", venice_address="127.0.0.1"), ["h2: venice_address", "127.0.0.1 means another machine"]),
     "localhost": (host("h2", venice_address="localhost"), ["localhost means another machine"]),
     "port wanted twice": (variables(postgres_port=9092), ["h3", "port 9092 is wanted by", "*_port"]),
-    "unknown pipeline": (variables(venice_pipelines=["tram_locations"]), ["tram_locations", "no tram_locations/pipeline.yml", "bus_locations"]),
+    "unknown pipeline": (
+        variables(venice_pipelines=["tram_locations"]),
+        ["tram_locations", "no tram_locations/pipeline.yml", "bus_locations"],
+    ),
     "cluster name with spaces": (variables(venice_cluster="My Cluster"), ["'My Cluster' is no name for a cluster"]),
     "cluster name differs": (host("h3", venice_cluster="other"), ["venice_cluster differs between hosts"]),
     "undefined variable in a value": (variables(kafka_heap_mb="{{ nothing_of_that_name }}"), ["nothing_of_that_name"]),

@@ -26,6 +26,7 @@ inventory_option = click.option(
     shell_complete=_complete,
     help="A path, or a folder below ./inventory, or one that Venice ships. Default: $VENICE_INVENTORY, else the only one in ./inventory.",
 )
+prune_option = click.option("--prune", is_flag=True, help="Remove containers of components that left a host's groups.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -37,9 +38,7 @@ def playbook_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("-e", "--extra-vars", multiple=True, metavar="KEY=VALUE", help="Set a variable; also JSON or @FILE.")
     @click.option("-v", "--verbose", count=True, help="Show Ansible's own output; more for more.")
     @functools.wraps(command)
-    def wrapped(
-        inventory_name: str | None, limit: str | None, extra_vars: tuple[str, ...], verbose: int, **rest: Any
-    ) -> Any:
+    def wrapped(inventory_name: str | None, limit: str | None, extra_vars: tuple[str, ...], verbose: int, **rest: Any) -> Any:
         from venice.runner import Options
 
         options = Options(inventory.resolve(inventory_name), limit, verbosity=verbose, extra_vars=extra_vars)

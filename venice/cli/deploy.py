@@ -4,12 +4,13 @@ import sys
 
 import click
 
-from venice.cli._options import playbook_options
+from venice.cli._options import playbook_options, prune_option
 
 
 @click.command()
 @playbook_options
-def command(options) -> None:
+@prune_option
+def command(options, prune: bool) -> None:
     """Make the hosts what the inventory says, and prove it with one traced event.
 
     Installs Docker where it is missing, ships images, starts and waits for every component, applies the pipelines.
@@ -19,4 +20,4 @@ def command(options) -> None:
 
     from venice import actions
 
-    sys.exit(actions.deploy(options, Console()).exit_code)
+    sys.exit(actions.deploy(options, Console(), prune).exit_code)

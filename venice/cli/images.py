@@ -27,8 +27,7 @@ def list_images(as_json: bool) -> None:
     """List the images: tag, and size on disk when built."""
     there = images.present(images.client())
     rows = [
-        {"name": name, "ref": ref, "built": ref in there, "size": there.get(ref, {}).get("size")}
-        for name, ref in images.refs().items()
+        {"name": name, "ref": ref, "built": ref in there, "size": there.get(ref, {}).get("size")} for name, ref in images.refs().items()
     ]
     if as_json:
         click.echo(json.dumps(rows, indent=2))

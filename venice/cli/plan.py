@@ -4,12 +4,13 @@ import sys
 
 import click
 
-from venice.cli._options import playbook_options
+from venice.cli._options import playbook_options, prune_option
 
 
 @click.command()
 @playbook_options
-def command(options) -> None:
+@prune_option
+def command(options, prune: bool) -> None:
     """Show what deploy would change, and change nothing.
 
     Files are shown as differences, secrets masked.
@@ -18,4 +19,4 @@ def command(options) -> None:
 
     from venice import actions
 
-    sys.exit(actions.plan(options, Console()).exit_code)
+    sys.exit(actions.plan(options, Console(), prune).exit_code)
