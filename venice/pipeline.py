@@ -6,6 +6,7 @@ before every file of the pipeline has been read and found right.
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,14 @@ import yaml
 from venice import paths
 from venice.connect import Connect
 from venice.errors import InputError, VeniceError
+from venice.hosts import DockerHost, over
 from venice.kafka import Difference, Kafka, TopicSpec, retention_ms
 from venice.registry import Registry
 
 FILE = "pipeline.yml"
 READY_SECONDS = 60.0
 RUNNING_SECONDS = 60.0
+_LOG_SECONDS = 8.0
 
 # ${name}; not ${file:...} and the like, which Connect resolves itself, and not $${name}, which stands for ${name}
 _VARIABLE = re.compile(r"(?P<escape>\$?)\$\{(?P<name>[A-Za-z_]\w*)\}")
@@ -392,7 +395,8 @@ def _apply_schemas(cluster, pipeline: Pipeline, check: bool, note) -> None:
     for schema in pipeline.schemas:
         differences = []
         latest = registry.latest(schema.subject)
-        if latest is None or json.loads(latest["schema"]) != schema.schema:
+        # an older version stays registered: a registry can't make it the latest again, and who reads it needs nothing new
+        if latest is None or registry.version_of(schema.subject, schema.schema) is None:
             current = f"version {latest['version']}" if latest else None
             differences.append(Difference("schema", current, "new version" if latest else "version 1"))
             if not check:
@@ -409,6 +413,7 @@ def _apply_schemas(cluster, pipeline: Pipeline, check: bool, note) -> None:
 def _apply_connectors(cluster, connectors: dict[str, dict[str, str]], check: bool, note, report) -> None:
     if not connectors:
         return
+    started = time.time()
     connect = Connect(cluster.connect_urls)
     connect.wait_ready(READY_SECONDS if not check else 0)
     there = connect.connectors()
@@ -428,8 +433,35 @@ def _apply_connectors(cluster, connectors: dict[str, dict[str, str]], check: boo
         if not check:
             _restart_with(connect, name, config)
         note(Change("connector", name, "update", differences))
-    if not check:
+    if check:
+        return
+    try:
         connect.wait_running(list(connectors), RUNNING_SECONDS, report)
+    except VeniceError as error:
+        # some plugins keep the reason to themselves: "check the logs for details"
+        said = _workers_say(cluster, started)
+        error.message += "".join(f"\n  the log says: {line}" for line in said if line not in error.message)
+        raise
+
+
+def _workers_say(cluster: Any, since: float) -> list[str]:
+    """Error lines (the last three different ones) that the Connect workers have logged since then (seconds since 1970)."""
+    workers = cluster.instances("connect")
+
+    def ask(host: DockerHost) -> list[str]:
+        with host.asking():
+            logs = [
+                host.docker.containers.get(worker.container).logs(since=since, tail=500).decode(errors="replace")
+                for worker in workers
+                if worker.host == host.name
+            ]
+        return [match[1].strip() for match in re.finditer(r"\bERROR\s+(.*)", "\n".join(logs))]
+
+    names = {worker.host for worker in workers}
+    answers = over([cluster.hosts[name] for name in names], ask, timeout=_LOG_SECONDS)
+    lines = [line for answer in answers.values() if isinstance(answer, list) for line in answer]
+    # what Connect adds to each failure says nothing of its reason
+    return [line for line in dict.fromkeys(lines) if "Task threw an uncaught" not in line][-3:]
 
 
 def _restart_with(connect: Connect, name: str, config: dict[str, str]) -> None:

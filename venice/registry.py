@@ -1,6 +1,7 @@
 """The schema registry, through its Confluent-compatible API."""
 
 import json
+import re
 from typing import Any
 from urllib.parse import quote
 
@@ -32,6 +33,12 @@ class Registry:
                 continue
             if answer.status_code == 404 and missing is not None:
                 return missing
+            if answer.status_code == 409:
+                raise VeniceError(
+                    f"schema registry: {method} {path}: {_message(answer)}",
+                    "readers of the one schema must be able to read the other: give new fields defaults, keep types; "
+                    "or choose another compatibility for the subject",
+                )
             if answer.is_error:
                 raise VeniceError(f"schema registry: {method} {path}: {_message(answer)}")
             return answer.json()
@@ -52,6 +59,11 @@ class Registry:
         """Text of the schema with this id."""
         return self._ask("GET", f"/schemas/ids/{schema_id}")["schema"]
 
+    def version_of(self, subject: str, schema: dict[str, Any]) -> int | None:
+        """Version under which the subject has this Avro schema; None when it has not."""
+        body = {"schema": json.dumps(schema), "schemaType": "AVRO"}
+        return self._ask("POST", f"/subjects/{quote(subject, safe='')}", body, missing={}).get("version")
+
     def register(self, subject: str, schema: dict[str, Any]) -> int:
         """Add a version with this Avro schema: its id. VeniceError when it is incompatible with the latest."""
         path = f"/subjects/{quote(subject, safe='')}/versions"
@@ -70,6 +82,8 @@ class Registry:
 def _message(answer: httpx.Response) -> str:
     try:
         body = answer.json()
-        return f"{answer.status_code} {body.get('message') or body.get('detail') or body}"
+        message = str(body.get("message") or body.get("detail") or body)
+        # without the package and class of the exception that some registries put first
+        return f"{answer.status_code} {re.sub(r'^(?:[a-z_]+[.])+[A-Z][A-Za-z]*: ', '', message)}"
     except (ValueError, AttributeError):
         return f"{answer.status_code} {answer.reason_phrase}"

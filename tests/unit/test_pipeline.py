@@ -225,6 +225,9 @@ class FakeRegistry:
             return {"version": 1, "schema": json.dumps(self.schemas[subject])}
         return None
 
+    def version_of(self, subject, schema):
+        return 1 if self.schemas.get(subject) == schema else None
+
     def register(self, subject, schema):
         self.schemas[subject] = schema
 
@@ -280,6 +283,8 @@ def cluster(monkeypatch):
         bootstrap_servers="a:9092",
         registry_urls=["http://a:8081"],
         connect_urls=["http://a:8083"],
+        hosts={},
+        instances=lambda component: [],
     )
     monkeypatch.setattr(pipeline, "Kafka", services.kafka)
     monkeypatch.setattr(pipeline, "Registry", services.registry)
