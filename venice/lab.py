@@ -222,7 +222,10 @@ def find_clash(
     for destination, interface in routes:
         other = ipaddress.ip_network(destination)
         if other.prefixlen >= 8 and other.overlaps(subnet) and interface != NETWORK:
-            return f"this machine's route to {other} over {interface}", f"Disconnect {interface} while the lab is up."
+            return (
+                f"this machine's route to {other} over {interface}",
+                f"Leave that network, or remove the route: ip route del {other} dev {interface}",
+            )
     return None
 
 
