@@ -284,10 +284,12 @@ def _contact(cluster: Cluster, host: str, facts: dict[str, Any]) -> Finding | No
     connection = cluster.hosts[host].vars
     target = f"{connection.get('ansible_user', 'you')}@{connection.get('ansible_host', host)}:{connection.get('ansible_port', 22)}"
     if reason := facts.get("unreachable"):
+        # Ansible's own sentence around it says the same for every cause.
+        reason = " ".join(reason.split("over ssh: ")[-1].split())
         return Finding(
             host,
             f"does not answer over SSH as {target}: {reason}",
-            f"start it, check `ssh`; or leave it out: --limit '!{host}'",
+            f"start it, try `ssh` by hand; or leave it out: --limit '!{host}'",
         )
     if reason := facts.get("failed"):
         if "sudo" in reason or "password" in reason:
