@@ -302,7 +302,7 @@ class _Smoke:
         return f"id {self.schema_id}, {subject} version {latest['version']}"
 
     def produced(self) -> str:
-        """All in-sync replicas acknowledged the record, and those are all replicas."""
+        """All in-sync replicas acknowledged the record."""
         buffer = io.BytesIO()
         # Confluent's wire format: a zero byte and the schema's id before the Avro body
         buffer.write(b"\0" + self.schema_id.to_bytes(4, "big"))
@@ -323,16 +323,13 @@ class _Smoke:
         error = answers[0][0] if answers else "no answer"
         if error is not None:
             text = error.str() if isinstance(error, KafkaError) else error
-            raise self.broken(VeniceError(f"{TOPIC} does not take the record: {text}", "`venice status`"), "kafka")
+            raise self.broken_kafka(f"{TOPIC} does not take the record: {text}")
         self.message = answers[0][1]
         partition = self.kafka.partitions(TOPIC)[self.message.partition()]
         where = f"partition {partition.id} offset {self.message.offset()}"
-        if set(partition.isr) != set(partition.replicas):
-            raise BrokenHopError(
-                f"{where}: acknowledged by {len(partition.isr)} of {len(partition.replicas)} replicas "
-                f"(broker {', '.join(map(str, sorted(set(partition.replicas) - set(partition.isr))))} is out of sync)",
-                "`venice status` shows the brokers",
-            )
+        if len(partition.isr) < len(partition.replicas):
+            # the check of replicas fails for this; the trace tells whether events flow nevertheless
+            return f"{where}, acknowledged by the {len(partition.isr)} of {len(partition.replicas)} replicas in sync"
         return f"{where}, acknowledged by all {len(partition.replicas)} replicas"
 
     def consumed(self) -> str:
@@ -350,12 +347,12 @@ class _Smoke:
             consumer.assign([TopicPartition(TOPIC, self.message.partition(), self.message.offset())])
             message = consumer.poll(KAFKA_SECONDS)
         except KafkaException as error:
-            raise self.broken(VeniceError(f"{TOPIC} can't be read: {error}"), "kafka") from error
+            raise self.broken_kafka(f"{TOPIC} can't be read: {error}") from error
         finally:
             consumer.close()
         if message is None or message.error():
             why = message.error().str() if message else f"nothing within {KAFKA_SECONDS:g} s"
-            raise self.broken(VeniceError(f"{TOPIC} offset {self.message.offset()}: {why}", "`venice status`"), "kafka")
+            raise self.broken_kafka(f"{TOPIC} offset {self.message.offset()}: {why}")
         body = io.BytesIO(message.value()[5:])
         back = fastavro.schemaless_reader(body, self.avro, None)
         back["sent_at"] = round(back["sent_at"].timestamp() * 1000)
@@ -422,6 +419,16 @@ class _Smoke:
         """The error with what the component's first instance says."""
         instance = next(iter(self.cluster.instances(component)), None)
         return BrokenHopError(error.message, error.remedy, self.says(instance) if instance else "")
+
+    def broken_kafka(self, message: str) -> BrokenHopError:
+        """The error with what the broker that leads the canary's partition says."""
+        instances = self.cluster.instances("kafka")
+        with suppress(VeniceError):
+            leader = self.kafka.partitions(TOPIC)[0].leader
+            address = self.kafka.brokers().get(leader)
+            message += f" (leader: broker {leader})" if leader >= 0 else " (it has no leader)"
+            instances = [i for i in instances if i.endpoint("client") == address] or instances
+        return BrokenHopError(message, "`venice status` shows the brokers", self.says(instances[0]))
 
     def says(self, instance: Any) -> str:
         """An instance's container state and last log lines; why not, when its host does not answer."""
