@@ -42,7 +42,7 @@ def desired_fields(cluster: str, container: dict, image: dict) -> dict:
     image_config = image.get("Config") or {}
     fields = {
         "image": image.get("Id", ""),
-        "command": container["command"] if container["command"] is not None else image_config.get("Cmd") or [],
+        "command": container["command"] or image_config.get("Cmd") or [],
         "user": container["user"] or image_config.get("User") or "",
         "network": container["network"],
         "aliases": sorted(set(container["aliases"])),
@@ -82,7 +82,6 @@ def current_fields(container: dict, image: dict) -> dict:
     image_config = image.get("Config") or {}
     networks = container.get("NetworkSettings", {}).get("Networks") or {}
     network = host.get("NetworkMode", "")
-    own_names = (container["Id"][:12], container["Name"].lstrip("/"))
     aliases = (networks.get(network) or {}).get("Aliases") or []
     restart = host.get("RestartPolicy") or {}
     retries = restart.get("MaximumRetryCount") or 0
@@ -92,7 +91,7 @@ def current_fields(container: dict, image: dict) -> dict:
         "user": config.get("User") or "",
         "network": network,
         # engines before 25 list the container's own short id among its aliases
-        "aliases": sorted(alias for alias in set(aliases) if alias not in own_names),
+        "aliases": sorted(set(aliases) - {container["Id"][:12]}),
         "memory": host.get("Memory") or 0,
         "restart": (restart.get("Name") or "no") + (f":{retries}" if retries else ""),
         "stop_timeout": config.get("StopTimeout"),
@@ -211,7 +210,7 @@ def engine_config(cluster: str, container: dict) -> dict:
         "Labels": desired_labels(cluster, container),
         "ExposedPorts": {f"{port['container']}/{port['protocol']}": {} for port in container["ports"]},
     }
-    if container["command"] is not None:
+    if container["command"]:
         config["Cmd"] = container["command"]
     if container["user"]:
         config["User"] = container["user"]

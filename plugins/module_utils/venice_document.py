@@ -51,7 +51,7 @@ CONTAINER = {
     "component": ("text", REQUIRED),
     "instance": ("text", ""),
     "image": ("text", REQUIRED),
-    "command": ("argv", None),
+    "command": ("argv", []),
     "env": ("texts", {}),
     "user": ("text", ""),
     "mounts": ([MOUNT], []),

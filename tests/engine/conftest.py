@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import io
-import shutil
-import sys
 import tarfile
 import uuid
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.venice_docker import Engine
 
-from venice import paths
-
-MODULE_UTILS = str(paths.resource("plugins") / "module_utils")
 BUSYBOX = Path("/bin/busybox")
-
-import ansible.module_utils  # noqa: E402
-
-# Ansible joins the project's module_utils to its own on the way to the host; tests do the same
-if MODULE_UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(MODULE_UTILS)
 
 
 @pytest.fixture(scope="session")
@@ -98,17 +88,4 @@ def cluster(api):
 
 @pytest.fixture
 def engine():
-    from ansible.module_utils.venice_docker import Engine
-
     return Engine()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A directory on this host for a test's files, data and state."""
-    yield tmp_path
-    shutil.rmtree(tmp_path, ignore_errors=True)
-
-
-def pytest_configure():
-    sys.dont_write_bytecode = True

@@ -1,0 +1,13 @@
+"""For all tests: the project's module utilities are found where Ansible's modules import them from."""
+
+import sys
+
+import ansible.module_utils
+
+from venice import paths
+
+PLUGINS = paths.resource("plugins")
+
+# on the way to a host Ansible joins both; here the package's path does
+ansible.module_utils.__path__.append(str(PLUGINS / "module_utils"))
+sys.path.append(str(PLUGINS / "modules"))
