@@ -49,8 +49,10 @@ class ActionModule(ActionBase):
         call = {"staging": STAGING, "owner": self._connection.get_option("remote_user") or "root", "images": described}
         have = present | set(self._load("query", call, task_vars)["staged"])
         files = {layer: e.directory / f"{layer}.tar" for e in exported for layer in e.layers if layer not in have}
-        for number, path in enumerate(files.values(), 1):
-            self._display.display(f"{host}: layer {number} of {len(files)}, {path.stat().st_size >> 20} MB")
+        sent, total = 0, sum(path.stat().st_size for path in files.values())
+        for path in files.values():
+            self._display.display(f"{host}: {sent >> 20} of {total >> 20} MB sent")
+            sent += path.stat().st_size
             self._connection.put_file(str(path), f"{STAGING}/{path.name}")
         self._display.display(f"{host}: loading {len(exported)} images")
         self._load("load", call, task_vars)

@@ -240,7 +240,9 @@ def _entry(name: str, size: int, content):
     header.size = size
     yield header.tobuf(tarfile.GNU_FORMAT)
     yield from content
-    yield bytes(-size % tarfile.BLOCKSIZE)
+    # never an empty chunk: Debian 12's requests would end the transfer with it
+    if padding := -size % tarfile.BLOCKSIZE:
+        yield bytes(padding)
 
 
 def _chunks(path: Path):
