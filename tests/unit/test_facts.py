@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
+import json
 import socket
+import tarfile
 
 import pytest
 import venice_facts
@@ -133,6 +138,21 @@ def test_an_explanation_has_cause_and_log():
 )
 def test_layers_that_an_engine_needs(stacks, there, needed):
     assert venice_image_load.needed_layers([{"layers": stack} for stack in stacks], there) == needed
+
+
+def test_an_archive_has_no_empty_piece(tmp_path):
+    """One would end the request on hosts with an older requests library, and the archive half way."""
+    config, layer = b"{}", b"x" * 1024
+    digest = hashlib.sha256(layer).hexdigest()
+    (tmp_path / f"{digest}.tar").write_bytes(layer)
+    image = {"ref": "a:1", "id": hashlib.sha256(config).hexdigest(), "config": base64.b64encode(config).decode()}
+    image["layers"] = [f"sha256:{digest}"]
+    pieces = list(venice_image_load.archive([image], [tmp_path / f"{digest}.tar"]))
+    assert all(pieces)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as tar:
+        assert tar.getnames() == [f"{image['id']}.json", f"{digest}.tar", "manifest.json"]
+        manifest = json.loads(tar.extractfile("manifest.json").read())
+    assert manifest == [{"Config": f"{image['id']}.json", "RepoTags": ["a:1"], "Layers": [f"{digest}.tar"]}]
 
 
 def test_frames_of_a_stream():
