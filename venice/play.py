@@ -8,8 +8,12 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 from venice import paths
-from venice.cluster import Cluster
+from venice.cluster import Cluster, roles
 from venice.errors import VeniceError
+
+
+# Read once in Ansible's own process, which imports this; its worker processes inherit it.
+roles()
 
 
 def encode_document(document: dict[str, Any]) -> str:

@@ -104,8 +104,8 @@ def run(
                 "ANSIBLE_CONFIG": str(paths.resource("ansible.cfg")),
                 # The ansible-playbook that stands beside this Python, whatever else is on the PATH.
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                # Fork workers hold no locks of Venice's own, and the event stream is all that is read.
-                "ANSIBLE_FORCE_COLOR": "False",
+                # The inventory was checked here; the play need not do it again for every host.
+                "VENICE_VALIDATED": "yes",
             },
             event_handler=collector.event,
             cancel_callback=lambda: bool(interrupted),

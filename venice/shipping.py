@@ -2,18 +2,32 @@
 
 import fcntl
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-import docker.errors
-
-from venice import images, paths
+from venice import paths
+from venice.cluster import Cluster
 from venice.errors import VeniceError
 
+if TYPE_CHECKING:
+    from venice.images import Exported
 
-def provide(wanted: Iterable[str], report: Callable[[str], None]) -> dict[str, images.Exported]:
+
+def lacking(cluster: Cluster, host: str) -> list[str]:
+    """Images that a host's containers want and its engine does not have, as the facts tell."""
+    wanted = {container["image"] for container in cluster.desired(host)["containers"]}
+    return sorted(wanted - set(cluster.facts.get(host, {}).get("images", {})))
+
+
+def provide(wanted: Iterable[str], report: Callable[[str], None]) -> dict[str, "Exported"]:
     """The images' layer files by reference; builds Venice's own and pulls public ones that this machine lacks.
 
     Many may ask at once (one process per host): one works, the others then find it done. Raises VeniceError.
     """
+    # Only when something is to be sent: Docker's library takes a fifth of a second to load.
+    import docker.errors
+
+    from venice import images
+
     with (paths.cache_dir() / ".images.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         own = {ref: name for name, ref in images.refs().items()}

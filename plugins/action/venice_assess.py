@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ansible.plugins.action import ActionBase
 
+from venice import shipping
 from venice.play import answering, cluster_of, failed_findings
 from venice.preflight import assess
 
@@ -14,5 +15,8 @@ class ActionModule(ActionBase):
     @answering
     def run(self, task_vars):
         cluster = cluster_of(self, task_vars)
-        findings = assess(cluster, task_vars["ansible_play_hosts_all"], self._task.args.get("changing", True))
-        return failed_findings(findings) if findings else {"changed": False, "order": cluster.order}
+        hosts = task_vars["ansible_play_hosts_all"]
+        findings = assess(cluster, hosts, self._task.args.get("changing", True))
+        if findings:
+            return failed_findings(findings)
+        return {"changed": False, "order": cluster.order, "lacking": {host: shipping.lacking(cluster, host) for host in hosts}}

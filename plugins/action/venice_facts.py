@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 from ansible.errors import AnsibleConnectionFailure
@@ -18,8 +19,9 @@ class ActionModule(ActionBase):
     @answering
     def run(self, task_vars):
         cluster = cluster_of(self, task_vars)
-        # Only at the first look: later the play has variables of its own that are nobody's input.
-        if not cluster.facts and (findings := validate(cluster)):
+        # Only at the first look (later the play has variables of its own that are nobody's input), and not again after the
+        # command line did it for this very run.
+        if not cluster.facts and "VENICE_VALIDATED" not in os.environ and (findings := validate(cluster)):
             return failed_findings(findings)
         host = cluster.hosts[task_vars["inventory_hostname"]]
         instances = [i for i in cluster.instances() if i.host == host.name]

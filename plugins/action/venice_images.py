@@ -21,15 +21,13 @@ class ActionModule(ActionBase):
     def run(self, task_vars):
         cluster = cluster_of(self, task_vars)
         host = task_vars["inventory_hostname"]
-        missing = _missing(cluster, host)
-        if not missing:
-            return {"changed": False}
+        missing = shipping.lacking(cluster, host)
         differences = [{"component": "images", "name": ref, "action": "ship", "reason": "the host lacks it"} for ref in missing]
         if not self._task.check_mode:
             if cluster.var(host, "venice_image_registry"):
                 self._pull(missing)
             else:
-                everybody = sorted({ref for h in task_vars["ansible_play_hosts"] for ref in _missing(cluster, h)})
+                everybody = sorted({ref for h in task_vars["ansible_play_hosts"] for ref in shipping.lacking(cluster, h)})
                 exported = shipping.provide(everybody, self._display.display)
                 self._ship(host, [exported[ref] for ref in missing], set(cluster.facts[host].get("layers", [])), task_vars)
         return {"changed": True, "differences": differences}
@@ -65,9 +63,3 @@ class ActionModule(ActionBase):
                 answer.get("remedy") or "run the same command again: what arrived is not sent twice",
             )
         return answer
-
-
-def _missing(cluster, host):
-    """References that a host's containers want and its engine does not have."""
-    wanted = {container["image"] for container in cluster.desired(host)["containers"]}
-    return sorted(wanted - set(cluster.facts.get(host, {}).get("images", {})))
