@@ -36,12 +36,13 @@ COMPONENT = "venice.component"
 
 # what the engine says -> what helps; the first that matches
 REMEDIES = (
+    (r"permission denied", "run the task with become: true"),
+    (r"port is already allocated|address already in use", "stop what holds the port (ss -ltnp names it), or choose another"),
     (r"no such image", "ship the image to this host: venice images ship"),
     (r"docker SDK for Python is missing", "install python3-docker on the host (the engine role does)"),
     (r"no Docker engine answers", "install and start Docker on the host (the engine role does)"),
     (r"bind source path does not exist", "create that path on the host, or correct the container's mounts"),
     (r"no space left on device", "free disk space on the host: docker system df shows what Docker holds"),
-    (r"permission denied", "run the task with become: true"),
 )
 
 

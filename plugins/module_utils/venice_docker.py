@@ -26,6 +26,10 @@ class EngineError(Exception):
         self.status = status
 
 
+class EngineTimeout(EngineError):
+    """The engine did not answer in time."""
+
+
 class Engine:
     """One Docker engine behind a Unix socket."""
 
@@ -49,7 +53,7 @@ class Engine:
     def ask(self, path: str, body: dict | None = None, timeout: float = 60, **query) -> bytes:
         """Send one request (POST when there is a `body`) and return the whole answer within `timeout` seconds.
 
-        Raises EngineError with the engine's message, or TimeoutError.
+        Raises EngineError with the engine's message, EngineTimeout when time is up.
         """
         deadline = time.monotonic() + timeout
         data = b"" if body is None else json.dumps(body).encode()
@@ -70,7 +74,7 @@ class Engine:
                         break
                     chunks.append(chunk)
         except socket.timeout as error:  # noqa: UP041 (not the same class before Python 3.10)
-            raise TimeoutError(f"the engine did not answer {path} in {timeout:g} s") from error
+            raise EngineTimeout(f"the engine did not answer {path} in {timeout:g} s") from error
         except OSError as error:
             raise EngineError(f"no Docker engine answers at {self.path}: {error.strerror or error}") from error
         head_bytes, _, answer = b"".join(chunks).partition(b"\r\n\r\n")
@@ -107,7 +111,7 @@ class Engine:
         path = f"/containers/{quote(container)}/logs"
         try:
             answer = self.ask(path, stdout="true", stderr="true", tail=str(lines), timeout=10)
-        except (EngineError, TimeoutError):
+        except EngineError:
             return []
         return demultiplex(answer).decode(errors="replace").splitlines()[-lines:]
 
@@ -123,7 +127,7 @@ class Engine:
         path = f"/exec/{created['Id']}"
         try:
             output = demultiplex(self.ask(f"{path}/start", {"Detach": False, "Tty": False}, timeout=timeout))
-        except TimeoutError:
+        except EngineTimeout:
             return None, ""
         state = self.get(f"{path}/json")
         return state["ExitCode"], output.decode(errors="replace").strip()

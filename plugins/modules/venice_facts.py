@@ -300,8 +300,8 @@ def look_at_engine(engine: Engine) -> tuple[list[dict], dict]:
     }
     try:
         version, listed = in_parallel(lambda question: question(), [lambda: engine.get("/version"), engine.containers])
-    except (EngineError, TimeoutError) as error:
-        facts["error"] = str(error)
+    except EngineError as error:
+        facts["error"] = error.message
         return [], facts
     facts.update(running=True, version=version["Version"])
     return listed, facts

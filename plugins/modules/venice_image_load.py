@@ -136,7 +136,7 @@ def main() -> None:
             result = load(asked["images"], Path(asked["staging"]), Engine())
     except LoadError as error:
         module.fail_json(msg=str(error), remedy=error.remedy)
-    except (EngineError, TimeoutError) as error:
+    except EngineError as error:
         module.fail_json(msg=f"could not load images: {error}", remedy=AGAIN)
     except OSError as error:
         module.fail_json(msg=f"could not use {asked['staging']}: {error}", remedy="free disk space, or correct the path")

@@ -51,7 +51,7 @@ remedy:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.venice_docker import Engine, EngineError, in_parallel
+from ansible.module_utils.venice_docker import Engine, EngineError, EngineTimeout, in_parallel
 
 PAUSE = 0.4
 LOG_LINES = 20
@@ -112,7 +112,7 @@ def _ask(current: dict, limit: float, engine: Engine) -> tuple[bool, str]:
     timeout = min((check.get("Timeout") or 30 * NANO) / NANO, limit)
     try:
         code, output = engine.execute(current["Id"], command, timeout)
-    except TimeoutError:
+    except EngineTimeout:
         code, output = None, ""
     except EngineError as error:
         if error.status == 0:
