@@ -97,6 +97,14 @@ def roles() -> dict[str, Role]:
     return found
 
 
+@functools.cache
+def _plugins() -> None:
+    """Makes Ansible's plugins loadable, once per process."""
+    from ansible.plugins.loader import init_plugin_loader
+
+    init_plugin_loader([])
+
+
 def component_roles() -> dict[str, Role]:
     """The roles that describe containers."""
     return {name: role for name, role in roles().items() if role.is_component}
@@ -163,12 +171,11 @@ class Cluster:
     def load(cls, inventory: Path, extra_vars: Mapping[str, Any] | None = None) -> "Cluster":
         """Reads an inventory file or folder. Raises InputError naming the file when Ansible cannot read it."""
         from ansible.inventory.manager import InventoryManager
-        from ansible.plugins.loader import init_plugin_loader
         from ansible.vars.manager import VariableManager
 
         from venice.secrets import vault_secrets
 
-        init_plugin_loader([])
+        _plugins()
         loader = DataLoader()
         loader.set_vault_secrets(vault_secrets())
         try:

@@ -17,11 +17,8 @@ class ActionModule(ActionBase):
         arguments = {"prune": cluster.var(name, "venice_prune")} | self._task.args
         document = cluster.desired(name)
         engine = cluster.facts.get(name, {}).get("engine", {})
-        if not engine.get("running"):
-            if not document["containers"]:
-                return {"skipped": True, "skip_reason": "the host is in no component's group and has no Docker"}
-            if self._task.check_mode:
-                return _bare(document)
+        if not engine.get("running") and not document["containers"]:
+            return {"skipped": True, "skip_reason": "the host is in no component's group and has no Docker"}
         arguments["document"] = encode_document(document)
         answer = self._execute_module(module_name="venice_host", module_args=arguments, task_vars=task_vars)
         return answer | {
@@ -29,10 +26,3 @@ class ActionModule(ActionBase):
             "wait_timeout": int(cluster.var(name, "venice_wait_timeout")),
             "unsettled": any(c["health"] != "healthy" for c in answer.get("containers", [])),
         }
-
-
-def _bare(document):
-    """What a first deployment would do to a host that has no Docker yet: everything is created."""
-    fields = {"field": "container", "current": None, "reason": "missing", "action": "create"}
-    found = [fields | {"component": c["component"], "container": c["name"], "desired": c["image"]} for c in document["containers"]]
-    return {"changed": True, "differences": found, "pending": [], "containers": [], "stray": []}

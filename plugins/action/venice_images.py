@@ -29,7 +29,7 @@ class ActionModule(ActionBase):
             else:
                 everybody = sorted({ref for h in task_vars["ansible_play_hosts"] for ref in shipping.lacking(cluster, h)})
                 exported = shipping.provide(everybody, self._display.display)
-                self._ship(host, [exported[ref] for ref in missing], set(cluster.facts[host].get("layers", [])), task_vars)
+                self._ship(host, [exported[ref] for ref in missing], task_vars)
         return {"changed": True, "differences": differences}
 
     def _pull(self, refs):
@@ -41,12 +41,15 @@ class ActionModule(ActionBase):
                     "check venice_image_registry, and that the host is logged in to it",
                 )
 
-    def _ship(self, host, exported, present, task_vars):
+    def _ship(self, host, exported, task_vars):
         """Sends the layers that the host has neither loaded nor staged, then loads."""
-        described = [{"ref": e.ref, "id": e.id, "config": base64.b64encode(e.config).decode(), "layers": e.layers} for e in exported]
-        call = {"staging": STAGING, "owner": self._connection.get_option("remote_user") or "root", "images": described}
-        have = present | set(self._load("query", call, task_vars)["staged"])
-        files = {layer: e.directory / f"{layer}.tar" for e in exported for layer in e.layers if layer not in have}
+        described = [
+            {"ref": e.ref, "id": e.id, "config": base64.b64encode(e.config).decode(), "layers": e.layers} for e in exported
+        ]
+        owner = self._connection.get_option("remote_user") or "root"
+        call = {"staging": STAGING, "owner": owner, "images": described}
+        missing = set(self._load("query", call, task_vars)["missing"])
+        files = {layer: e.directory / f"{layer}.tar" for e in exported for layer in e.layers if layer in missing}
         sent, total = 0, sum(path.stat().st_size for path in files.values())
         for path in files.values():
             self._display.display(f"{host}: {sent >> 20} of {total >> 20} MB sent")
