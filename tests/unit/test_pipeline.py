@@ -1,9 +1,14 @@
 """Pipeline folders: what is read, what is refused and how, what is compared, what is sent."""
 
+import io
 import json
+import math
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import fastavro
 import pytest
 
 from venice import paths, pipeline
@@ -355,3 +360,46 @@ def test_nothing_is_sent_when_a_file_is_wrong(cluster, sample):
     with pytest.raises(InputError):
         pipeline.apply(cluster, sample)
     assert cluster.kafka.topics == {}
+
+
+# ---- the sample producer
+
+
+@pytest.fixture
+def producer():
+    sys.path.insert(0, str(paths.resource("pipelines") / "bus_locations"))
+    import producer as module
+
+    yield module
+    sys.path.pop(0)
+
+
+def test_the_same_seed_gives_the_same_fleet(producer):
+    first, second = producer.fleet(12, 1), producer.fleet(12, 1)
+    assert [b.report(1e9) for b in first] == [b.report(1e9) for b in second]
+    assert producer.fleet(12, 2)[0].report(1e9) != first[0].report(1e9)
+    assert len({b.vehicle_id for b in first}) == 12
+
+
+def test_buses_move_as_fast_as_they_say_and_where_they_head(producer):
+    for bus in producer.fleet(12, 1):
+        before, after = bus.report(1e9), bus.report(1e9 + 1)
+        north = (after["latitude"] - before["latitude"]) * 111_320
+        east = (after["longitude"] - before["longitude"]) * 111_320 * math.cos(math.radians(before["latitude"]))
+        assert math.hypot(north, east) * 3.6 == pytest.approx(before["speed_kmh"], abs=1)
+        assert 3 < before["speed_kmh"] < 60
+        turned = abs(math.degrees(math.atan2(east, north)) % 360 - before["heading"])
+        assert min(turned, 360 - turned) < 5
+
+
+def test_reports_fit_the_schema(producer):
+    (schema,) = load(paths.resource("pipelines") / "bus_locations").schemas
+    fastavro.schemaless_writer(io.BytesIO(), fastavro.parse_schema(schema.schema), producer.fleet(1, 1)[0].report(1e9))
+
+
+def test_health_is_the_age_of_the_last_acknowledgement(producer, tmp_path, monkeypatch):
+    monkeypatch.setattr(producer, "HEALTHY", tmp_path / "healthy")
+    assert producer.health(15) == 1
+    (tmp_path / "healthy").write_text(str(time.time() - 5))
+    assert producer.health(15) == 0
+    assert producer.health(4) == 1
