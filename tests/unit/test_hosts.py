@@ -2,6 +2,7 @@
 
 import subprocess
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import paramiko
@@ -133,7 +134,9 @@ def server(home):
                 return
             transport = paramiko.Transport(connection)
             transport.add_server_key(key)
-            transport.start_server(server=_Server())
+            # a client that refuses the host key hangs up in the middle of this
+            with suppress(paramiko.SSHException, OSError, EOFError):
+                transport.start_server(server=_Server())
 
     threading.Thread(target=accept, daemon=True).start()
     yield (
