@@ -227,6 +227,10 @@ class Cluster:
         """`address:port` of every instance of a component."""
         return [i.endpoint(port) for i in self.instances(component)]
 
+    def after_pipelines(self, component: str) -> bool:
+        """True for components that become healthy only once the pipelines' topics and schemas are there."""
+        return bool(roles()[component].defaults[f"{component}_component"].get("after_pipelines"))
+
     @property
     def bootstrap_servers(self) -> str:
         """Kafka's bootstrap servers, comma-separated."""
@@ -242,12 +246,15 @@ class Cluster:
         """Base addresses of the Kafka Connect workers' REST API."""
         return [f"http://{e}" for e in self.endpoint_list("connect", "http")]
 
+    @property
+    def has_canary(self) -> bool:
+        """True when all four are there that the canary's way leads through; else there is no table to trace an event to."""
+        return all(self.groups.get(c) for c in ("kafka", "schema_registry", "connect", "postgres"))
+
     @functools.cached_property
     def pipelines(self) -> list[Path]:
         """Folders of the pipelines that the inventory names, the canary's first. Raises InputError for a missing one."""
-        # The canary's way leads through all four; without one of them there is no table to trace an event to.
-        whole = all(self.groups.get(c) for c in ("kafka", "schema_registry", "connect", "postgres"))
-        names = [*(["canary"] if whole else []), *self.var(self._first, "venice_pipelines")]
+        names = [*(["canary"] if self.has_canary else []), *self.var(self._first, "venice_pipelines")]
         return [self._pipeline(str(name)) for name in names]
 
     @property

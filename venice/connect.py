@@ -91,9 +91,7 @@ class Connect:
         while True:
             for url in self.urls:
                 try:
-                    answer = self._http.request(
-                        method, url + path, json=body, **({"timeout": timeout} if timeout else {})
-                    )
+                    answer = self._http.request(method, url + path, json=body, **({"timeout": timeout} if timeout else {}))
                 except httpx.HTTPError as error:
                     failures.append(f"{url}: {error or type(error).__name__}")
                     continue
@@ -197,10 +195,7 @@ class Connect:
 
 def _connector(status: dict[str, Any], config: dict[str, str]) -> Connector:
     own = status["connector"]
-    tasks = tuple(
-        Task(task["id"], task["state"], task["worker_id"], root_cause(task.get("trace", "")))
-        for task in status.get("tasks", [])
-    )
+    tasks = tuple(Task(task["id"], task["state"], task["worker_id"], root_cause(task.get("trace", ""))) for task in status.get("tasks", []))
     return Connector(
         status["name"],
         own["state"],

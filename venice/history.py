@@ -10,6 +10,7 @@ from rich.table import Table
 from venice import inventory
 from venice.cluster import Cluster
 from venice.errors import InputError
+from venice.progress import why
 from venice.records import Record, load_all
 
 
@@ -50,9 +51,7 @@ def _one(record: Record, console: Console) -> None:
     console.print(f"  {record.outcome} after {record.seconds:.1f} s, exit code {record.exit_code}, Venice {record.version}")
     for difference in record.differences:
         name = difference.get("container") or difference.get("path") or difference.get("name") or ""
-        console.print(
-            f"  {difference['host']}  {difference.get('action', '')} {name}  {difference.get('reason') or difference.get('field') or ''}"
-        )
+        console.print(f"  {difference['host']}  {difference.get('action', '')} {name}  {why(difference)}")
     for failure in record.failures:
         console.print(f"  failed on {failure['host']}: {failure['task']}: {failure['msg']}")
     for phase in record.phases:

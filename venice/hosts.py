@@ -75,9 +75,7 @@ def _config(path: str, hostname: str) -> dict[str, Any]:
     file = Path(path or "~/.ssh/config").expanduser()
     if not file.exists():
         if path:
-            raise InputError(
-                f"{file}: the SSH configuration file does not exist", "correct the -F option in the SSH arguments"
-            )
+            raise InputError(f"{file}: the SSH configuration file does not exist", "correct the -F option in the SSH arguments")
         return {}
     return dict(paramiko.SSHConfig.from_path(str(file)).lookup(hostname))
 
@@ -224,13 +222,9 @@ def _unreachable(where: str, options: SshOptions, error: Exception) -> Unreachab
             f"{options.known_hosts[0] if options.known_hosts else '~/.ssh/known_hosts'}",
         )
     if isinstance(error, TimeoutError):
-        return UnreachableError(
-            f"{where}: no answer within {CONNECT_SECONDS} s", "is the host on, and the address right?"
-        )
+        return UnreachableError(f"{where}: no answer within {CONNECT_SECONDS} s", "is the host on, and the address right?")
     if isinstance(error, socket.gaierror):
-        return UnreachableError(
-            f"{where}: the name does not resolve", "set ansible_host to an address in the inventory"
-        )
+        return UnreachableError(f"{where}: the name does not resolve", "set ansible_host to an address in the inventory")
     return UnreachableError(f"{where}: {error or type(error).__name__}", f"try by hand: {by_hand}")
 
 
@@ -302,9 +296,7 @@ class DockerHost:
         try:
             channel = self.transport().open_session(timeout=CONNECT_SECONDS)
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise UnreachableError(
-                f"{self.name}: the SSH connection was lost ({error})", "repeat the command"
-            ) from error
+            raise UnreachableError(f"{self.name}: the SSH connection was lost ({error})", "repeat the command") from error
         errors: list[bytes] = []
         try:
             channel.settimeout(timeout)
@@ -322,9 +314,7 @@ class DockerHost:
         except TimeoutError as error:
             raise late from error
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise UnreachableError(
-                f"{self.name}: the SSH connection was lost ({error})", "repeat the command"
-            ) from error
+            raise UnreachableError(f"{self.name}: the SSH connection was lost ({error})", "repeat the command") from error
         finally:
             channel.close()
         return code, output.decode(errors="replace"), b"".join(errors).decode(errors="replace")
@@ -390,9 +380,7 @@ class DockerHost:
         with self.asking():
             return self.docker.containers.get(container).logs(tail=tail).decode(errors="replace")
 
-    def exec(
-        self, container: str, argv: list[str], stdin: str | None = None, timeout: float = COMMAND_SECONDS
-    ) -> tuple[int, str, str]:
+    def exec(self, container: str, argv: list[str], stdin: str | None = None, timeout: float = COMMAND_SECONDS) -> tuple[int, str, str]:
         """Run a command in a container, with `stdin` as its input: exit code, output, error output."""
         return self.run(["docker", "exec", "-i", container, *argv], stdin=stdin or "", timeout=timeout)
 
@@ -406,9 +394,7 @@ def _chunks(receive: Callable[[int], bytes], before: Callable[[], None] = lambda
         yield data
 
 
-def over(
-    hosts: Iterable[Any], function: Callable[[DockerHost], Any], timeout: float = COMMAND_SECONDS
-) -> dict[str, Any]:
+def over(hosts: Iterable[Any], function: Callable[[DockerHost], Any], timeout: float = COMMAND_SECONDS) -> dict[str, Any]:
     """Call `function(DockerHost)` for all hosts at once: host name -> its result, or the VeniceError that it raised.
 
     `hosts` are model hosts, or DockerHosts whose connections are kept. A host that has not answered after `timeout`

@@ -292,17 +292,13 @@ def _build_all(engine: docker.DockerClient, known: dict[str, Image], needed: set
     return {name: seconds for name, seconds in spent.items() if name in needed}
 
 
-def _build_one(
-    engine: docker.DockerClient, known: dict[str, Image], image: Image, report: Report, stop: threading.Event
-) -> None:
+def _build_one(engine: docker.DockerClient, known: dict[str, Image], image: Image, report: Report, stop: threading.Event) -> None:
     """One `docker build`; the tag is given only when all of it worked."""
     report(f"{image.name}: building {image.ref}")
     _verify(image.artifacts)
     lines: list[str] = []
     with _context(image, known) as context:
-        stream = engine.api.build(
-            fileobj=context, custom_context=True, rm=True, forcerm=True, decode=True, use_config_proxy=True
-        )
+        stream = engine.api.build(fileobj=context, custom_context=True, rm=True, forcerm=True, decode=True, use_config_proxy=True)
         built = ""
         for event in stream:
             if stop.is_set():
@@ -408,13 +404,9 @@ def _debian(engine: docker.DockerClient, report: Report) -> None:
         root = Path(scratch) / "root"
         _run(["debootstrap", "--variant=minbase", "trixie", str(root)], "debian: debootstrap", report)
         _slim(root)
-        with subprocess.Popen(
-            ["tar", "--numeric-owner", "-C", str(root), "-c", "."], stdout=subprocess.PIPE
-        ) as tar:
+        with subprocess.Popen(["tar", "--numeric-owner", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as tar:
             assert tar.stdout is not None  # noqa: S101 (for the type checker: it is a pipe)
-            result = engine.api.import_image_from_stream(
-                iter(functools.partial(tar.stdout.read, 1 << 20), b""), *tag.split(":")
-            )
+            result = engine.api.import_image_from_stream(iter(functools.partial(tar.stdout.read, 1 << 20), b""), *tag.split(":"))
         if "error" in result or tar.returncode != 0:
             raise VeniceError(f"the Debian base image could not be imported: {result}", "is the engine's disk full?")
 
@@ -520,14 +512,11 @@ def _fetch(engine: docker.DockerClient, builder: str, wanted: list[Artifact], re
         for artifact in missing:
             path = folder / "files" / artifact.file
             if not path.is_file():
-                raise VeniceError(
-                    f"{artifact.coordinates}: the download gave no {artifact.file}", "check images/artifacts.yml"
-                )
+                raise VeniceError(f"{artifact.coordinates}: the download gave no {artifact.file}", "check images/artifacts.yml")
             if (found := _sha256(path)) != artifact.sha256:
                 raise VeniceError(
                     f"{artifact.coordinates}: what was downloaded has sha256 {found}, artifacts.yml says {artifact.sha256}",
-                    "the file was changed at its source or on the way: find out which before pinning it anew "
-                    "(tools/pin_artifacts.py)",
+                    "the file was changed at its source or on the way: find out which before pinning it anew (tools/pin_artifacts.py)",
                 )
             path.replace(_artifacts_dir() / artifact.file)
 
@@ -547,9 +536,7 @@ def in_builder(engine: docker.DockerClient, builder: str, script: str, folder: P
         f"set -e\ntrap 'chown -R {os.getuid()}:{os.getgid()} /work' EXIT\n{trust}"
         f"export PIP_CERT=/etc/ssl/certs/ca-certificates.crt\n{script}"
     )
-    container = engine.containers.create(
-        builder, ["sh", "-c", whole], volumes=volumes, use_config_proxy=True, labels={_LABEL: BUILDER}
-    )
+    container = engine.containers.create(builder, ["sh", "-c", whole], volumes=volumes, use_config_proxy=True, labels={_LABEL: BUILDER})
     try:
         container.start()
         status = container.wait()["StatusCode"]

@@ -84,9 +84,7 @@ class Kafka:
         self.bootstrap_servers = bootstrap_servers
         self.timeout = timeout
         # the library's own lines about single connections would stand between Venice's; failures are raised here
-        self._admin = AdminClient(
-            {"bootstrap.servers": bootstrap_servers, "log_level": 0, "socket.connection.setup.timeout.ms": 2000}
-        )
+        self._admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0, "socket.connection.setup.timeout.ms": 2000})
 
     def _metadata(self):
         try:
@@ -142,9 +140,7 @@ class Kafka:
             answer = error.args[0]
             if answer.name() in ("_TIMED_OUT", "_TRANSPORT", "_ALL_BROKERS_DOWN", "REQUEST_TIMED_OUT"):
                 raise self._unreachable(f"{what}: {answer.str()}") from error
-            raise VeniceError(
-                f"Kafka: {what}: {answer.str()}", "`venice logs kafka` shows the brokers' side"
-            ) from error
+            raise VeniceError(f"Kafka: {what}: {answer.str()}", "`venice logs kafka` shows the brokers' side") from error
 
     def quorum(self) -> Quorum:
         """The controllers' quorum, from the first broker that answers."""
@@ -185,9 +181,7 @@ class Kafka:
         config = self.topic_config(sorted({part.topic for part in mine}))
         return partitions_allow(mine, broker_id, {topic: int(c["min.insync.replicas"]) for topic, c in config.items()})
 
-    def ensure_topics(
-        self, specs: list[TopicSpec], default_replication: int, check: bool = False
-    ) -> dict[str, list[Difference]]:
+    def ensure_topics(self, specs: list[TopicSpec], default_replication: int, check: bool = False) -> dict[str, list[Difference]]:
         """Create and change topics so that they are as described: topic -> what differed (only topics that did).
 
         Sends only differences; with `check` none. Fewer partitions, or another explicit replication factor, is an
@@ -209,9 +203,7 @@ class Kafka:
     def _send(self, specs, differences, existing: set[str], default_replication: int) -> None:
         changed = [spec for spec in specs if spec.name in differences]
         new = [
-            NewTopic(s.name, s.partitions, s.replication or default_replication, config=s.config)
-            for s in changed
-            if s.name not in existing
+            NewTopic(s.name, s.partitions, s.replication or default_replication, config=s.config) for s in changed if s.name not in existing
         ]
         wider = [
             NewPartitions(s.name, s.partitions)
@@ -297,9 +289,7 @@ def topic_differences(
     found = []
     if spec.partitions > len(existing):
         found.append(Difference("partitions", str(len(existing)), str(spec.partitions)))
-    found += [
-        Difference(key, str(config.get(key)), value) for key, value in spec.config.items() if config.get(key) != value
-    ]
+    found += [Difference(key, str(config.get(key)), value) for key, value in spec.config.items() if config.get(key) != value]
     return found
 
 

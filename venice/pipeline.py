@@ -57,9 +57,7 @@ class ConnectorFile:
         except json.JSONDecodeError as error:
             raise InputError(f"{self.path}:{error.lineno}: {error.msg}", "correct the JSON there") from error
         if not isinstance(document, dict) or set(document) != {"name", "config"}:
-            raise InputError(
-                f'{self.path}: not in the form {{"name": "...", "config": {{...}}}}', "use Connect's own form"
-            )
+            raise InputError(f'{self.path}: not in the form {{"name": "...", "config": {{...}}}}', "use Connect's own form")
         name, config = document["name"], document["config"]
         if not isinstance(name, str) or not isinstance(config, dict) or "connector.class" not in config:
             raise InputError(f'{self.path}: "name" must be a text and "config" an object with "connector.class"')
@@ -149,9 +147,7 @@ def load(folder: Path) -> Pipeline:
     try:
         text = file.read_text()
     except OSError as error:
-        raise InputError(
-            f"{file}: can't be read ({error.strerror})", f"a pipeline is a folder with a {FILE}"
-        ) from error
+        raise InputError(f"{file}: can't be read ({error.strerror})", f"a pipeline is a folder with a {FILE}") from error
     document, lines = _parse(file, text)
     _validate(file, document, lines)
     _refuse_doubles(file, document, lines)
@@ -167,8 +163,7 @@ def load(folder: Path) -> Pipeline:
         for n, item in enumerate(document.get("schemas") or [])
     ]
     connectors = [
-        ConnectorFile(target := path(name, "connectors", n), target.read_text())
-        for n, name in enumerate(document.get("connectors") or [])
+        ConnectorFile(target := path(name, "connectors", n), target.read_text()) for n, name in enumerate(document.get("connectors") or [])
     ]
     producers = [
         Producer(
@@ -259,9 +254,7 @@ def _refuse_doubles(file: Path, document: dict[str, Any], lines: dict[tuple, int
         for n, item in enumerate(document.get(section) or []):
             line = _line(lines, (section, n))
             if item[key] in seen:
-                raise InputError(
-                    f"{file}:{line}: {section}: {item[key]} is already in line {seen[item[key]]}", "keep one"
-                )
+                raise InputError(f"{file}:{line}: {section}: {item[key]} is already in line {seen[item[key]]}", "keep one")
             seen[item[key]] = line
 
 
@@ -345,9 +338,7 @@ def config_differences(current: dict[str, str] | None, desired: dict[str, str]) 
     )
 
 
-def apply(
-    cluster: Any, folder: Path, check: bool = False, report: Callable[[str], None] = lambda line: None
-) -> list[Change]:
+def apply(cluster: Any, folder: Path, check: bool = False, report: Callable[[str], None] = lambda line: None) -> list[Change]:
     """Make the cluster as the pipeline in `folder` says; returns what was (with `check`: would be) changed.
 
     Ends when each of its connectors and every task of theirs run; VeniceError with the root cause when one fails.

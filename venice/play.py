@@ -11,7 +11,6 @@ from venice import paths
 from venice.cluster import Cluster, roles
 from venice.errors import VeniceError
 
-
 # Read once in Ansible's own process, which imports this; its worker processes inherit it.
 roles()
 

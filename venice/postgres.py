@@ -36,9 +36,7 @@ class Postgres:
         host = host or DockerHost(cluster.hosts[instance.host])
         return cls(host, instance.container, cluster.pipeline_vars["postgres_db"])
 
-    def query(
-        self, sql: str, variables: dict[str, object] | None = None, timeout: float = COMMAND_SECONDS
-    ) -> list[tuple[str, ...]]:
+    def query(self, sql: str, variables: dict[str, object] | None = None, timeout: float = COMMAND_SECONDS) -> list[tuple[str, ...]]:
         """Rows of the statements in `sql`, values as text (NULL is empty).
 
         `variables` are used as :'name' (a quoted literal) or :"name" (a quoted identifier). VeniceError with the
@@ -51,9 +49,7 @@ class Postgres:
         if code == 3:  # psql's own: a statement failed
             raise VeniceError(f"{where}: {_last_error(errors)}")
         if code:
-            raise UnreachableError(
-                f"{where}: {errors.strip() or f'psql ended with {code}'}", "`venice logs postgres` shows why"
-            )
+            raise UnreachableError(f"{where}: {errors.strip() or f'psql ended with {code}'}", "`venice logs postgres` shows why")
         return [tuple(row) for row in csv.reader(io.StringIO(output))]
 
 

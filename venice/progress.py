@@ -1,6 +1,7 @@
 """Events of a run -> what a person sees: a live line on a terminal, plain lines elsewhere, and a summary with causes and remedies."""
 
 import difflib
+import json
 import threading
 import time
 from collections import Counter
@@ -154,8 +155,21 @@ def _difference(host: str, difference: Mapping[str, Any]) -> Text:
     text = Text(f"  {host}  ")
     text.append(f"{action} ", style=_ACTION_STYLE.get(action, "blue"))
     text.append(str(name))
-    text.append(f"  {difference.get('reason') or difference.get('field') or ''}", style="dim")
+    text.append(f"  {why(difference)}", style="dim")
     return text
+
+
+def why(difference: Mapping[str, Any]) -> str:
+    """What makes a difference, in a few words: `image: a → b`, or its reason."""
+    current, desired = difference.get("current"), difference.get("desired")
+    if current is None or desired is None or difference.get("path"):
+        return str(difference.get("reason") or difference.get("field") or "")
+    return f"{difference.get('field', '')}: {_short(current)} → {_short(desired)}"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _once(failures: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -132,7 +132,7 @@ class _Smoke:
         self.cluster = cluster
         self.report = report
         self.trace = str(uuid.uuid4())
-        self.hosts = {name: DockerHost(host) for name, host in cluster.hosts.items()}
+        self.hosts = {name: DockerHost(host) for name, host in cluster.hosts.items() if host.components}
         self.kafka = Kafka(cluster.bootstrap_servers, timeout=KAFKA_SECONDS)
         self.lock = threading.Lock()
 
@@ -146,8 +146,9 @@ class _Smoke:
         ]
         with ThreadPoolExecutor(len(checks) + 1) as pool:
             pending = [pool.submit(self.hop, name, check) for name, check in checks]
-            traced = pool.submit(self.follow)
-            hops = [future.result() for future in pending] + traced.result()
+            # without a registry, Connect or PostgreSQL there is no way to follow
+            traced = pool.submit(self.follow) if self.cluster.has_canary else None
+            hops = [future.result() for future in pending] + (traced.result() if traced else [])
         for host in self.hosts.values():
             host.close()
         return SmokeResult(self.trace, hops, time.monotonic() - started)
@@ -187,9 +188,7 @@ class _Smoke:
             )
         controller = self.kafka.controller()
         if controller < 0:
-            raise BrokenHopError(
-                "no active controller: the quorum has no majority", "`venice status`", self.says(instances[0])
-            )
+            raise BrokenHopError("no active controller: the quorum has no majority", "`venice status`", self.says(instances[0]))
         return f"{len(registered)} of {len(instances)} registered, active controller {controller}"
 
     def replicas(self) -> str:
@@ -207,11 +206,7 @@ class _Smoke:
 
     def endpoints(self) -> list[tuple[str, str, int]]:
         """Every advertised endpoint: whose it is, address, port."""
-        return [
-            (f"{i.component} on {i.host}", i.address, port)
-            for i in self.cluster.instances()
-            for _, port in sorted(i.ports.items())
-        ]
+        return [(f"{i.component} on {i.host}", i.address, port) for i in self.cluster.instances() for _, port in sorted(i.ports.items())]
 
     def from_hosts(self) -> str:
         """Every endpoint accepts connections from every host."""
@@ -230,9 +225,7 @@ class _Smoke:
             else:
                 broken += [f"{name} can't reach {who} ({address}:{port}): {why}" for who, address, port, why in found]
         if broken:
-            raise BrokenHopError(
-                "; ".join(broken), "`venice status` tells what is down; else look for a firewall in between"
-            )
+            raise BrokenHopError("; ".join(broken), "`venice status` tells what is down; else look for a firewall in between")
         return f"{len(endpoints)} endpoints answer from each of {len(self.hosts)} hosts"
 
     def from_here(self) -> str:
@@ -250,9 +243,7 @@ class _Smoke:
         with ThreadPoolExecutor(len(endpoints) or 1) as pool:
             broken = [failure for failure in pool.map(probe, endpoints) if failure]
         if broken:
-            raise BrokenHopError(
-                "; ".join(broken), "`venice status` tells what is down; else this machine has no route to that address"
-            )
+            raise BrokenHopError("; ".join(broken), "`venice status` tells what is down; else this machine has no route to that address")
         return f"{len(endpoints)} endpoints answer from this machine"
 
     # ---- the trace -----------------------------------------------------------------------------------------------
@@ -316,9 +307,7 @@ class _Smoke:
             }
         )
         answers: list[tuple[KafkaError | None, Any]] = []
-        producer.produce(
-            TOPIC, key=self.record["slot"], value=buffer.getvalue(), on_delivery=lambda *answer: answers.append(answer)
-        )
+        producer.produce(TOPIC, key=self.record["slot"], value=buffer.getvalue(), on_delivery=lambda *answer: answers.append(answer))
         producer.flush(KAFKA_SECONDS + 1)
         error = answers[0][0] if answers else "no answer"
         if error is not None:

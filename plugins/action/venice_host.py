@@ -22,7 +22,8 @@ class ActionModule(ActionBase):
         arguments["document"] = encode_document(document)
         answer = self._execute_module(module_name="venice_host", module_args=arguments, task_vars=task_vars)
         return answer | {
-            "order": cluster.order,
+            "before_pipelines": [c for c in cluster.order if not cluster.after_pipelines(c)],
+            "after_pipelines": [c for c in cluster.order if cluster.after_pipelines(c)],
             "wait_timeout": int(cluster.var(name, "venice_wait_timeout")),
             "unsettled": any(c["health"] != "healthy" for c in answer.get("containers", [])),
         }

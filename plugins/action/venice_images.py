@@ -43,16 +43,15 @@ class ActionModule(ActionBase):
 
     def _ship(self, host, exported, task_vars):
         """Sends the layers that the host has neither loaded nor staged, then loads."""
-        described = [
-            {"ref": e.ref, "id": e.id, "config": base64.b64encode(e.config).decode(), "layers": e.layers} for e in exported
-        ]
+        described = [{"ref": e.ref, "id": e.id, "config": base64.b64encode(e.config).decode(), "layers": e.layers} for e in exported]
         owner = self._connection.get_option("remote_user") or "root"
         call = {"staging": STAGING, "owner": owner, "images": described}
         missing = set(self._load("query", call, task_vars)["missing"])
         files = {layer: e.directory / f"{layer}.tar" for e in exported for layer in e.layers if layer in missing}
         sent, total = 0, sum(path.stat().st_size for path in files.values())
         for path in files.values():
-            self._display.display(f"{host}: {sent >> 20} of {total >> 20} MB sent")
+            if path.stat().st_size >> 20:
+                self._display.display(f"{host}: {sent >> 20} of {total >> 20} MB sent")
             sent += path.stat().st_size
             self._connection.put_file(str(path), f"{STAGING}/{path.name}")
         self._display.display(f"{host}: loading {len(exported)} images")

@@ -31,6 +31,7 @@ def broker(number):
 def test(monkeypatch):
     brokers = [broker(1), broker(2), broker(3)]
     cluster = SimpleNamespace(
+        has_canary=True,
         hosts={}, bootstrap_servers="127.0.0.1:1", instances=lambda c=None: brokers if c in (None, "kafka") else []
     )
     hops = []
