@@ -5,6 +5,7 @@ hash of all that goes into it, so that "is it built" and "does the host have it"
 """
 
 import contextlib
+import fcntl
 import functools
 import graphlib
 import gzip
@@ -223,11 +224,17 @@ def build_missing(
 ) -> dict[str, float]:
     """Build those of `wanted` (the builder may be among them) that the engine lacks; returns seconds by name."""
     known = images()
-    needed = _needed(known, wanted, present(engine) if there is None else there)
-    if not needed:
+    if not _needed(known, wanted, present(engine) if there is None else there):
         return {}
-    spent = _build_all(engine, known, needed, report)
-    _clean(engine, known, present(engine), report)
+    with (paths.cache_dir() / ".build.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report("waiting for another build on this machine to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        needed = _needed(known, wanted, present(engine))
+        spent = _build_all(engine, known, needed, report)
+        _clean(engine, known, present(engine), report)
     return spent
 
 
@@ -367,7 +374,8 @@ def _clean(engine: docker.DockerClient, known: dict[str, Image], there: dict[str
             with contextlib.suppress(docker.errors.APIError):  # in use: it goes with a later build
                 engine.api.remove_image(ref)
                 report(f"removed superseded {ref}")
-    engine.images.prune(filters={"dangling": True, "label": [_LABEL]})
+    with contextlib.suppress(docker.errors.APIError):  # someone else prunes
+        engine.images.prune(filters={"dangling": True, "label": [_LABEL]})
     kept: set[str] = set()
     for image in engine.images.list():
         kept |= {name.partition(":")[2] for name in (image.id, *image.attrs["RootFS"].get("Layers", ()))}

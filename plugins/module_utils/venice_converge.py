@@ -622,7 +622,8 @@ class Run:
         self.touched.add(container["name"])
 
         def remove() -> None:
-            if current["State"]["Running"]:
+            # what is written while it shuts down is only worth waiting for when it is kept
+            if current["State"]["Running"] and not self.request.remove_data:
                 self._stop(current, container)
             self._remove(current["Id"])
 

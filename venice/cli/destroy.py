@@ -10,7 +10,7 @@ from venice.cli._options import playbook_options
 @click.command()
 @playbook_options
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--keep-data", is_flag=True, help="Remove containers and configuration only.")
+@click.option("--keep-data", is_flag=True, help="Remove the containers only.")
 def command(options, yes: bool, keep_data: bool) -> None:
     """Remove containers, configuration and data from the hosts; names them first and asks."""
     from rich.console import Console
