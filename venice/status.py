@@ -200,7 +200,8 @@ def _grid(*headings: str) -> Table:
 def _table(status: Status) -> Table:
     table = _grid("instance", "host", "state", "health", "up", "ports", "image")
     for row in status.containers:
-        image = row.image.split("/")[-1]
+        # Venice's own are named after what they are; their tag says which.
+        image = row.image.split(":")[-1] if row.image.startswith("venice/") else row.image
         table.add_row(
             row.instance,
             row.host,

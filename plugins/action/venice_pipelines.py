@@ -14,5 +14,12 @@ class ActionModule(ActionBase):
     @answering
     def run(self, task_vars):
         cluster = cluster_of(self, task_vars)
-        changes = [c for folder in cluster.pipelines for c in pipeline.apply(cluster, folder, check=self._task.check_mode)]
-        return {"changed": bool(changes), "differences": [change.to_dict() for change in changes]}
+        say = self._display.display
+        changes = [c for folder in cluster.pipelines for c in pipeline.apply(cluster, folder, self._task.check_mode, say)]
+        return {"changed": bool(changes), "differences": [_difference(change) for change in changes]}
+
+
+def _difference(change):
+    """The form that all of Venice's actions return."""
+    reason = ", ".join(d.field for d in change.differences) or "does not exist"
+    return {"component": change.kind, "name": f"{change.kind} {change.name}", "action": change.action, "reason": reason}
