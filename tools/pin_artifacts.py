@@ -24,10 +24,17 @@ HEADER = """\
 """
 TREE = "dependency:copy-dependencies -DincludeScope=runtime -Dmdep.useRepositoryLayout=true"
 LICENCES = (  # how POMs name the common ones
-    (r"apache|asl 2", "Apache-2.0"), (r"bsd.*2|2-clause", "BSD-2-Clause"),
-    (r"edl|eclipse distribution|bsd.*3|3-clause", "BSD-3-Clause"), (r"bsd", "BSD-3-Clause"), (r"^mit|the mit", "MIT"),
-    (r"epl.*2|eclipse public.*2", "EPL-2.0"), (r"epl|eclipse public", "EPL-1.0"), (r"cddl", "CDDL-1.1"),
-    (r"cc0", "CC0-1.0"), (r"mpl|mozilla", "MPL-2.0"), (r"gpl.*(cpe|classpath)|gpl2 w/", "GPL-2.0-with-classpath-exception"),
+    (r"apache|asl 2", "Apache-2.0"),
+    (r"bsd.*2|2-clause", "BSD-2-Clause"),
+    (r"edl|eclipse distribution|bsd.*3|3-clause", "BSD-3-Clause"),
+    (r"bsd", "BSD-3-Clause"),
+    (r"^mit|the mit", "MIT"),
+    (r"epl.*2|eclipse public.*2", "EPL-2.0"),
+    (r"epl|eclipse public", "EPL-1.0"),
+    (r"cddl", "CDDL-1.1"),
+    (r"cc0", "CC0-1.0"),
+    (r"mpl|mozilla", "MPL-2.0"),
+    (r"gpl.*(cpe|classpath)|gpl2 w/", "GPL-2.0-with-classpath-exception"),
 )
 
 
@@ -37,7 +44,7 @@ def pom(dependencies: list[str], closure: bool) -> str:
     result += "<packaging>pom</packaging><dependencies>"
     for coordinates in dependencies:
         group, name, version, *rest = coordinates.split(":")
-        kind, classifier = (rest + ["", ""])[:2]
+        kind, classifier = [*rest, "", ""][:2]
         result += f"<dependency><groupId>{group}</groupId><artifactId>{name}</artifactId><version>{version}</version>"
         result += f"<type>{kind}</type>" if kind else ""
         result += f"<classifier>{classifier}</classifier>" if classifier else ""

@@ -1,5 +1,6 @@
 """Writes docs/variables.md from the roles' argument specs and defaults."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def document() -> str:
         for name, spec in role.options.items():
             default = str(role.defaults.get(name, "")).replace("|", "\\|").replace("\n", " ")
             kind = spec.get("type", "str") + (f": {', '.join(map(str, spec['choices']))}" if "choices" in spec else "")
-            description = spec["description"].replace("C(", "`").replace(")", "`") if "C(" in spec["description"] else spec["description"]
+            text = spec["description"]
+            description = re.sub(r"C\(([^)]*)\)", r"`\1`", text if isinstance(text, str) else " ".join(text))
             lines.append(f"| `{name}` | {kind} | {f'`{default}`' if default else ''} | {description} |")
         lines.append("")
     return "\n".join(lines)

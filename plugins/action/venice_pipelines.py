@@ -5,6 +5,7 @@ from __future__ import annotations
 from ansible.plugins.action import ActionBase
 
 from venice import pipeline
+from venice.errors import UnreachableError
 from venice.play import answering, cluster_of
 
 
@@ -15,8 +16,18 @@ class ActionModule(ActionBase):
     def run(self, task_vars):
         cluster = cluster_of(self, task_vars)
         say = self._display.display
-        changes = [c for folder in cluster.pipelines for c in pipeline.apply(cluster, folder, self._task.check_mode, say)]
+        try:
+            changes = [c for folder in cluster.pipelines for c in pipeline.apply(cluster, folder, self._task.check_mode, say)]
+        except UnreachableError:
+            if not self._task.check_mode:
+                raise
+            # What a plan for a cluster that does not run yet can say of them.
+            return {"changed": True, "differences": [_all_of(folder.name) for folder in cluster.pipelines]}
         return {"changed": bool(changes), "differences": [_difference(change) for change in changes]}
+
+
+def _all_of(name):
+    return {"component": "pipeline", "name": f"pipeline {name}", "action": "apply", "reason": "once the services run"}
 
 
 def _difference(change):

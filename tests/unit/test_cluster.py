@@ -1,5 +1,6 @@
 """The model: who runs where, at which address, and what a host's document holds."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -131,3 +132,10 @@ def test_sizes(text, expected):
 def test_no_sizes(text):
     with pytest.raises(InputError, match="is not a size"):
         size(text)
+
+
+def test_the_page_of_variables_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("variables", ROOT / "tools" / "variables.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert (ROOT / "docs" / "variables.md").read_text() == tool.document(), "run `make docs`"
