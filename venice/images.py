@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import queue
 import re
 import shutil
 import subprocess
@@ -21,7 +22,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,7 @@ _RECIPE = "1"
 _DEBIAN_PULL_SECONDS = 5
 _FILE_TIME = 1735689600  # 2025-01-01: a jar's time is recorded in AOT caches, so it must not depend on when it was fetched
 _LABEL = "venice.image"
+_DOWNLOADS = "downloads"  # value of the label on containers that download
 _USES = re.compile(r"^(FROM\s+|COPY\s+--from=)venice/([a-z0-9-]+)(?::([a-z]+))?", re.MULTILINE)
 
 Report = Callable[[str], None]
@@ -272,7 +273,7 @@ def _build_all(engine: docker.DockerClient, known: dict[str, Image], needed: set
     spent: dict[str, float] = {}
     stop = threading.Event()
 
-    def step(node: str) -> str:
+    def step(node: str) -> None:
         started = time.monotonic()
         if node == "(debian)":
             _debian(engine, report)
@@ -282,21 +283,33 @@ def _build_all(engine: docker.DockerClient, known: dict[str, Image], needed: set
             _build_one(engine, known, known[node], report, stop)
         spent[node] = time.monotonic() - started
         report(f"{node}: done in {spent[node]:.0f} s")
-        return node
+
+    results: queue.SimpleQueue[tuple[str, BaseException | None]] = queue.SimpleQueue()
+
+    def work(node: str) -> None:
+        try:
+            step(node)
+        except BaseException as error:
+            results.put((node, error))
+        else:
+            results.put((node, None))
 
     sorter = graphlib.TopologicalSorter(graph)
     sorter.prepare()
-    with ThreadPoolExecutor(max_workers=3) as pool:
-        running = set()
-        try:
-            while sorter.is_active():
-                running |= {pool.submit(step, node) for node in sorter.get_ready()}
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    sorter.done(future.result())
-        except BaseException:
-            stop.set()
-            raise
+    try:
+        while sorter.is_active():
+            for node in sorter.get_ready():
+                # daemons: after Ctrl-C nobody waits for a build step; the engine ends a build whose client is gone
+                threading.Thread(target=work, args=(node,), daemon=True).start()
+            node, error = results.get()
+            if error:
+                raise error
+            sorter.done(node)
+    except BaseException:
+        stop.set()
+        for container in engine.containers.list(filters={"label": f"{_LABEL}={_DOWNLOADS}"}):
+            container.remove(force=True)
+        raise
     return {name: seconds for name, seconds in spent.items() if name in needed}
 
 
@@ -502,6 +515,8 @@ def _fetch(engine: docker.DockerClient, builder: str, wanted: list[Artifact], re
     """Download what is not cached in a builder container, with the distribution's own maven and pip; verify; keep."""
     missing = [artifact for artifact in wanted if not _cached([artifact])]
     report(f"(downloads): {len(missing)} files from Maven Central and PyPI")
+    for left in _artifacts_dir().glob("part-*"):  # of an interrupted run
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=_artifacts_dir(), prefix="part-") as scratch:
         folder = Path(scratch)
         maven = [artifact for artifact in missing if artifact.source == "maven"]
@@ -509,6 +524,8 @@ def _fetch(engine: docker.DockerClient, builder: str, wanted: list[Artifact], re
         script = ""
         if maven:
             (folder / "pom.xml").write_text(_pom(maven))
+            # Maven's own libraries use what this Java warns of, in front of the lines that say what went wrong
+            script += "export MAVEN_OPTS=--sun-misc-unsafe-memory-access=allow\n"
             script += "mvn -B -q -ntp -f /work/pom.xml dependency:copy\n"
         if pypi:
             lines = [f"{artifact.coordinates} --hash=sha256:{artifact.sha256}\n" for artifact in pypi]
@@ -545,7 +562,7 @@ def in_builder(engine: docker.DockerClient, builder: str, script: str, folder: P
         f"set -e\ntrap 'chown -R {os.getuid()}:{os.getgid()} /work' EXIT\n{trust}"
         f"export PIP_CERT=/etc/ssl/certs/ca-certificates.crt\n{script}"
     )
-    container = engine.containers.create(builder, ["sh", "-c", whole], volumes=volumes, use_config_proxy=True, labels={_LABEL: BUILDER})
+    container = engine.containers.create(builder, ["sh", "-c", whole], volumes=volumes, use_config_proxy=True, labels={_LABEL: _DOWNLOADS})
     try:
         container.start()
         status = container.wait()["StatusCode"]
