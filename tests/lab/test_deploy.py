@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
@@ -161,33 +162,6 @@ def test_connect_has_no_superuser_and_strangers_no_access(cluster):
     assert "no pg_hba.conf entry" in answer, "lab-1 runs no Connect worker"
 
 
-def test_rolling_change_loses_no_acknowledged_record(cluster):
-    """A changed broker setting restarts one broker at a time; a producer with acks=all never notices."""
-    topic, total = _topic(cluster, "rolling"), 0
-    before = starts(cluster)
-    change = [*VENICE, "deploy", "-i", "lab", "-e", '{"kafka_settings": {"log.segment.bytes": 268435456}}']
-    failed: list[str] = []
-    producer = _producer(cluster)
-    with subprocess.Popen(change, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as deployment:
-        while deployment.poll() is None:
-            producer.produce(
-                topic, key=str(total), value=str(total), on_delivery=lambda error, _: failed.append(str(error)) if error else None
-            )
-            total += 1
-            producer.poll(0.01)
-        output = deployment.stdout.read()
-    assert deployment.returncode == 0, output
-    assert producer.flush(60) == 0
-    assert not failed
-    assert sorted(_values(cluster, topic)) == sorted(str(n) for n in range(total))
-    after = starts(cluster)
-    assert {key for key in after if after[key] != before[key]} == {(host, "venice-kafka") for host in HOSTS}
-    # One at a time: each broker was up again before the next went down.
-    ups = sorted(after[host, "venice-kafka"][1] for host in HOSTS)
-    assert len(set(ups)) == 3
-    assert [line for line in output.splitlines() if "it may go down" in line]
-
-
 def test_killed_broker_loses_no_acknowledged_record(cluster):
     """kill -9 of a broker while records with acks=all are produced; Docker restarts it."""
     topic, total = _topic(cluster, "killed"), 6000
@@ -200,7 +174,7 @@ def test_killed_broker_loses_no_acknowledged_record(cluster):
         )
         producer.poll(0)
         if number == total // 3:
-            killed = machines.run("lab-2", ["sudo", "sh", "-c", "pkill -9 -f kafka.Kafka"])
+            killed = machines.run("lab-2", ["sudo", "pkill", "-9", "-f", "[k]afka[.]Kafka"])
             assert killed.returncode == 0
     assert producer.flush(120) == 0
     assert len(acknowledged) == total
@@ -251,6 +225,61 @@ def test_host_down_is_named_before_anything_is_touched(cluster):
     finally:
         venice("lab", "power", "on", "lab-2")
     wait_until(whole, 180, "lab-2 is back")
+
+
+def test_failing_connector_ends_the_deployment_with_its_cause(cluster, tmp_path):
+    """A sink with a wrong password: Connect accepts it, its task fails, and the deployment says why."""
+    folder = tmp_path / "wrong_password"
+    (folder / "connectors").mkdir(parents=True)
+    (folder / "pipeline.yml").write_text("topics: [{name: wrong_password}]\nconnectors: [connectors/wrong_password.json]\n")
+    latest = json.loads((ROOT / "pipelines/bus_locations/connectors/bus_locations_latest.json").read_text())["config"]
+    config = latest | {"topics": "wrong_password", "connection.password": "not-the-password"}
+    (folder / "connectors/wrong_password.json").write_text(json.dumps({"name": "wrong_password", "config": config}))
+    before = starts(cluster)
+    try:
+        output = venice("deploy", "-i", "lab", "-e", json.dumps({"venice_pipelines": ["bus_locations", str(folder)]}), expect=1)
+        assert "wrong_password" in output
+        assert "password authentication failed" in output
+        assert "not-the-password" not in output
+    finally:
+        httpx.delete(f"{cluster.connect_urls[0]}/connectors/wrong_password", timeout=30)
+    assert starts(cluster) == before
+    assert "nothing changed on lab" in venice("deploy", "-i", "lab")
+
+
+def test_wrong_inventory_touches_no_host(cluster):
+    before = starts(cluster)
+    output = venice("deploy", "-i", "lab", "-e", "kafka_retention_mss=5", expect=2)
+    assert "kafka_retention_mss" in output
+    assert "did you mean kafka_retention_ms?" in output
+    assert starts(cluster) == before
+
+
+def test_rolling_change_loses_no_acknowledged_record(cluster):
+    """A changed broker setting restarts one broker at a time; a producer with acks=all never notices."""
+    topic, total = _topic(cluster, "rolling"), 0
+    before = starts(cluster)
+    change = [*VENICE, "deploy", "-i", "lab", "-e", '{"kafka_settings": {"log.segment.bytes": 268435456}}']
+    failed: list[str] = []
+    producer = _producer(cluster)
+    with subprocess.Popen(change, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as deployment:
+        while deployment.poll() is None:
+            producer.produce(
+                topic, key=str(total), value=str(total), on_delivery=lambda error, _: failed.append(str(error)) if error else None
+            )
+            total += 1
+            producer.poll(0.01)
+        output = deployment.stdout.read()
+    assert deployment.returncode == 0, output
+    assert producer.flush(60) == 0
+    assert not failed
+    assert sorted(_values(cluster, topic)) == sorted(str(n) for n in range(total))
+    after = starts(cluster)
+    assert {key for key in after if after[key] != before[key]} == {(host, "venice-kafka") for host in HOSTS}
+    # One at a time: each broker was up again before the next went down.
+    ups = sorted(after[host, "venice-kafka"][1] for host in HOSTS)
+    assert len(set(ups)) == 3
+    assert [line for line in output.splitlines() if "it may go down" in line]
 
 
 def test_down_keeps_data_and_up_starts(cluster):

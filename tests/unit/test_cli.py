@@ -60,7 +60,11 @@ def test_history_of_an_unknown_run(tmp_path):
 def test_history_lists_and_shows_runs(tmp_path):
     venice("history", "--inventory", "single", cwd=tmp_path)
     record = Record.start("deploy", "single", tmp_path, None, ["kafka_port"])
-    record.outcome, record.exit_code, record.differences = "changed", 0, [{"host": "lab-1", "container": "venice-kafka-1", "action": "create"}]
+    record.outcome, record.exit_code, record.differences = (
+        "changed",
+        0,
+        [{"host": "lab-1", "container": "venice-kafka-1", "action": "create"}],
+    )
     record.save(tmp_path / "inventory" / "single" / ".venice" / "single")
     assert record.id in venice("history", "--inventory", "single", cwd=tmp_path).stdout
     shown = venice("history", "--inventory", "single", "last", cwd=tmp_path).stdout

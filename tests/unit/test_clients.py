@@ -194,8 +194,7 @@ def test_the_reason_names_the_partitions():
     allowed, why = partitions_allow(parts, 1, {"t": 2})
     assert not allowed
     assert why == (
-        "without broker 1 these fall below min.insync.replicas: "
-        "t-0 (in sync: 1, 2), t-1 (in sync: 1, 2), t-2 (in sync: 1, 2) and 2 more"
+        "without broker 1 these fall below min.insync.replicas: t-0 (in sync: 1, 2), t-1 (in sync: 1, 2), t-2 (in sync: 1, 2) and 2 more"
     )
 
 

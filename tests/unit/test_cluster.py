@@ -60,7 +60,9 @@ def test_defaults_of_a_broker(lab):
 def test_settings_of_the_user_come_last(tmp_path):
     cluster = Cluster.load(ROOT / "inventory" / "lab", {"kafka_settings": {"log.retention.ms": 5}})
     settings = dict(
-        line.split("=", 1) for line in file(cluster, "lab-1", "/etc/venice/kafka/server.properties").splitlines() if "=" in line and line[0] != "#"
+        line.split("=", 1)
+        for line in file(cluster, "lab-1", "/etc/venice/kafka/server.properties").splitlines()
+        if "=" in line and line[0] != "#"
     )
     assert settings["log.retention.ms"] == "5"
 
@@ -87,7 +89,9 @@ def test_dependency_order(lab):
 
 def test_secret_files_are_marked_and_nobody_else_holds_the_password(lab):
     document = lab.desired("lab-3")
-    secret = next(f for f in document["files"] if f["path"].endswith("secrets.properties"))["content"].split("postgres_password=")[1].strip()
+    secret = (
+        next(f for f in document["files"] if f["path"].endswith("secrets.properties"))["content"].split("postgres_password=")[1].strip()
+    )
     assert len(secret) == 32
     for entry in document["files"]:
         assert entry["secret"] == (secret in entry["content"])

@@ -19,7 +19,10 @@ class Connect(ThreadingHTTPServer):
         self.me = f"localhost:{self.server_port}"
         self.restarted: list[str] = []
         self.tasks = {
-            "sink with space": [{"id": 0, "state": "RUNNING", "worker_id": self.me}, {"id": 1, "state": "FAILED", "worker_id": self.me, "trace": '{"id":9'}],
+            "sink with space": [
+                {"id": 0, "state": "RUNNING", "worker_id": self.me},
+                {"id": 1, "state": "FAILED", "worker_id": self.me, "trace": '{"id":9'},
+            ],
             "other": [{"id": 0, "state": "FAILED", "worker_id": "10.0.0.9:8083", "trace": "x"}],
         }
 
@@ -39,7 +42,9 @@ class Answer(BaseHTTPRequestHandler):
         if self.path == "/connectors":
             return self._send(200, list(self.server.tasks))
         name = self.path.split("/")[2].replace("%20", " ")
-        return self._send(200, {"name": name, "connector": {"state": "RUNNING", "worker_id": self.server.me}, "tasks": self.server.tasks[name]})
+        return self._send(
+            200, {"name": name, "connector": {"state": "RUNNING", "worker_id": self.server.me}, "tasks": self.server.tasks[name]}
+        )
 
     def do_POST(self):
         self.server.restarted.append(self.path)

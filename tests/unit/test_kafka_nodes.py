@@ -26,7 +26,12 @@ def ids(nodes: list[dict]) -> dict:
         (["a", "b", "c"], 1, {}, {("a", "kafka"): 1, ("b", "kafka"): 2, ("c", "kafka"): 3}),
         (["a"], 3, {}, {("a", "kafka-1"): 1, ("a", "kafka-2"): 2, ("a", "kafka-3"): 3}),
         # reordered hosts keep their ids
-        (["c", "a", "b"], 1, recorded("a", 1) | recorded("b", 2) | recorded("c", 3), {("c", "kafka"): 3, ("a", "kafka"): 1, ("b", "kafka"): 2}),
+        (
+            ["c", "a", "b"],
+            1,
+            recorded("a", 1) | recorded("b", 2) | recorded("c", 3),
+            {("c", "kafka"): 3, ("a", "kafka"): 1, ("b", "kafka"): 2},
+        ),
         # a host that is new gets the lowest free id, wherever it stands
         (["d", "a", "c"], 1, recorded("a", 1) | recorded("c", 3), {("d", "kafka"): 2, ("a", "kafka"): 1, ("c", "kafka"): 3}),
         # a host that left the inventory holds no id

@@ -48,9 +48,7 @@ def test_shipped_pipelines_load(shipped):
 
 
 def test_retention_is_unlimited_unless_the_pipeline_says_otherwise(tmp_path):
-    found = load(
-        folder(tmp_path, "topics: [{name: a}, {name: b, retention: 7d, cleanup: compact, config: {x.y: true}}]")
-    )
+    found = load(folder(tmp_path, "topics: [{name: a}, {name: b, retention: 7d, cleanup: compact, config: {x.y: true}}]"))
     assert found.topics[0].config == {"retention.ms": "-1", "cleanup.policy": "delete"}
     assert found.topics[1].config == {"retention.ms": "604800000", "cleanup.policy": "compact", "x.y": "true"}
 
@@ -186,11 +184,7 @@ def test_only_what_differs_is_named():
 
 
 def test_producers_get_the_addresses(tmp_path):
-    found = load(
-        folder(
-            tmp_path, "producers: [{name: p, script: c.json.py, environment: {N: 3, YES_: true}}]", **{"c.json.py": ""}
-        )
-    )
+    found = load(folder(tmp_path, "producers: [{name: p, script: c.json.py, environment: {N: 3, YES_: true}}]", **{"c.json.py": ""}))
     assert found.producers[0].full_environment(VARIABLES) == {
         "BOOTSTRAP_SERVERS": "a:9092",
         "SCHEMA_REGISTRY_URL": "http://a:8081",
@@ -255,9 +249,7 @@ class FakeConnect:
 
     def connectors(self):
         return {
-            name: Connector(
-                name, "RUNNING", tasks=(Task(0, self.states.get(name, "RUNNING"), "w", "boom"),), config=config
-            )
+            name: Connector(name, "RUNNING", tasks=(Task(0, self.states.get(name, "RUNNING"), "w", "boom"),), config=config)
             for name, config in self.configs.items()
         }
 
@@ -299,9 +291,7 @@ def cluster(monkeypatch):
 
 @pytest.fixture
 def sample(tmp_path) -> Path:
-    text = (
-        "topics: [{name: t}]\nschemas: [{subject: t-value, file: s.avsc, compatibility: FULL}]\nconnectors: [c.json]\n"
-    )
+    text = "topics: [{name: t}]\nschemas: [{subject: t-value, file: s.avsc, compatibility: FULL}]\nconnectors: [c.json]\n"
     return folder(tmp_path, text, s_avsc=AVRO, c_json=json.dumps(SINK))
 
 

@@ -78,7 +78,10 @@ CASES = {
         ["held by container redpanda"],
     ),
     "clock off": (change("lab-2", "clock", {"offset": 9.0, "error": 0.1}), ["lab-2", "its clock is +9.0 s off", "timedatectl"]),
-    "address does not resolve": (change("lab-2", "resolve", "lab-3", "Name or service not known"), ["lab-2", "cannot resolve", "the address of lab-3"]),
+    "address does not resolve": (
+        change("lab-2", "resolve", "lab-3", "Name or service not known"),
+        ["lab-2", "cannot resolve", "the address of lab-3"],
+    ),
     "address leads to itself": (change("lab-2", "resolve", "lab-3", ["127.0.1.1"]), ["lab-2", "leads to itself"]),
     "address leads to another": (change("lab-2", "resolve", "lab-3", ["192.168.61.11"]), ["leads to lab-1 from there"]),
     "foreign container of our name": (

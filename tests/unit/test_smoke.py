@@ -31,8 +31,7 @@ def broker(number):
 def test(monkeypatch):
     brokers = [broker(1), broker(2), broker(3)]
     cluster = SimpleNamespace(
-        has_canary=True,
-        hosts={}, bootstrap_servers="127.0.0.1:1", instances=lambda c=None: brokers if c in (None, "kafka") else []
+        has_canary=True, hosts={}, bootstrap_servers="127.0.0.1:1", instances=lambda c=None: brokers if c in (None, "kafka") else []
     )
     hops = []
     one = smoke._Smoke(cluster, hops.append)
@@ -95,9 +94,7 @@ def test_connect_that_does_not_answer(test):
 
 
 def test_unreachable_endpoints_are_named(test):
-    test.cluster.instances = lambda c=None: [
-        Instance(component="connect", host="lab-1", address="127.0.0.1", ports={"http": 1})
-    ]
+    test.cluster.instances = lambda c=None: [Instance(component="connect", host="lab-1", address="127.0.0.1", ports={"http": 1})]
     hop = test.hop("from here", test.from_here)
     assert hop.detail.startswith("connect on lab-1 (127.0.0.1:1): ")
 
