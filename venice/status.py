@@ -1,7 +1,6 @@
 """What runs, read from the hosts: containers over SSH, brokers and connectors from the services themselves."""
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +15,7 @@ from venice.hosts import DockerHost, over
 
 # Seconds in which a host or service has to answer at all, so that the whole command takes three when one is down; and
 # for the rest of its answer, when it is up but busy.
-_LIMIT = 2.5
+_LIMIT = 2.0
 _BUSY = 6.0
 _GOOD = {"running", "healthy", "RUNNING"}
 
@@ -87,11 +86,14 @@ def _answer(status: Status, ask: Any, cluster: Cluster) -> list[dict[str, Any]]:
 
 def _ask(hosts: list[Host], cluster: str) -> dict[str, Any]:
     """Each host's containers, or the error that says why not."""
-    with ExitStack() as stack:
-        connections = [stack.enter_context(DockerHost(host)) for host in hosts]
-        found = over(connections, lambda host: host.transport(), _LIMIT)
-        reached = [c for c in connections if not isinstance(found[c.name], VeniceError)]
+    connections = [DockerHost(host) for host in hosts]
+    found = over(connections, lambda host: host.transport(), _LIMIT)
+    reached = [c for c in connections if not isinstance(found[c.name], VeniceError)]
+    try:
         return found | over(reached, lambda host: _containers(host, cluster), _BUSY)
+    finally:
+        for connection in reached:
+            connection.close()
 
 
 def _containers(host: DockerHost, cluster: str) -> dict[str, dict[str, Any]]:
