@@ -46,6 +46,9 @@ plugin.path=/opt/connect/plugins
 plugin.discovery=hybrid_warn
 key.converter=org.apache.kafka.connect.storage.StringConverter
 value.converter=org.apache.kafka.connect.storage.StringConverter
+connector.client.config.override.policy=All
+config.providers=file
+config.providers.file.class=org.apache.kafka.common.config.provider.FileConfigProvider
 """
 SCHEMA = json.dumps({"type": "record", "name": "Bus", "fields": [{"name": "id", "type": "string"}]})
 
@@ -348,10 +351,24 @@ def test_a_worker_has_its_plugins_and_stops_when_told(refs, start, broker):
         "io.debezium.connector.jdbc.JdbcSinkConnector",
         "io.debezium.connector.postgresql.PostgresConnector",
         "io.apicurio.registry.utils.converter.AvroConverter",
+        "org.apache.kafka.connect.transforms.HoistField$Key",
+        "org.apache.kafka.connect.file.FileStreamSourceConnector",
     ):
         assert ask(worker, "http-health", plugins, plugin)[0] == 0, plugin
     assert maps_cache(worker, "/opt/connect/connect.aot")
+    assert ask(worker, "tail", "-n", "1", "/tmp/connect.properties")[1] == "plugin.discovery=service_load"
     assert stop(worker) == 143
+
+
+def test_a_users_plugins_are_looked_for_as_configured(refs, start, broker):
+    worker = start(
+        refs["connect"],
+        ["connect-worker", "/etc/kafka/connect.properties"],
+        7101,
+        files={"/etc/kafka/connect.properties": WORKER.format(broker=broker.name), "/plugins/mine/mine.txt": "mine"},
+    )
+    wait_until(worker, "grep", "-q", "hybrid_warn", "/tmp/connect.properties", seconds=10)
+    assert ask(worker, "grep", "service_load", "/tmp/connect.properties")[0] == 1
 
 
 # --- postgres ----------------------------------------------------------------------------------------------------------
