@@ -10,24 +10,20 @@ from pathlib import Path
 import pytest
 from ansible.module_utils.venice_docker import Engine
 
+from venice.engine import ensure_engine, ensure_tools
+
 BUSYBOX = Path("/bin/busybox")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def api():
-    docker = pytest.importorskip("docker")
-    client = docker.APIClient(version="auto")
-    try:
-        client.ping()
-    except Exception as error:
-        pytest.skip(f"no Docker engine: {error}")
-    return client
+    """The engine's low-level client. Like `venice lab`, it installs and starts an engine where there is none."""
+    return ensure_engine(print).api
 
 
 def import_image(api, ref: str, changes: list[str], extra: str = "") -> str:
     """Import a root with a static busybox as `ref`; returns the image id."""
-    if not BUSYBOX.exists():
-        pytest.skip("no static busybox: apt-get install busybox-static")
+    ensure_tools({"busybox": "busybox-static"}, print)
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         tar.add(BUSYBOX, arcname="bin/busybox")

@@ -1,0 +1,26 @@
+"""Molecule's scenarios on the lab: converge, idempotence (nothing changed), and what testinfra finds on the hosts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_deployed(lab):
+    """The scenarios begin on hosts that carry no deployment."""
+    command = [sys.executable, "-m", "venice", "destroy", "-i", "lab", "--yes"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+
+
+@pytest.mark.parametrize("scenario", ["three-hosts", "default"])
+def test_scenario(scenario):
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"}
+    command = [str(BIN / "molecule"), "test", "--scenario-name", scenario]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
