@@ -43,9 +43,7 @@ class Bus:
         angle = 2 * math.pi * turn + 0.35 * math.sin(4 * math.pi * turn)
         rate = 2 * math.pi / self.lap * (1 + 0.7 * math.cos(4 * math.pi * turn))
         north, east = self._tilted(self.radius_north_km * math.sin(angle), self.radius_east_km * math.cos(angle))
-        move_north, move_east = self._tilted(
-            self.radius_north_km * math.cos(angle) * rate, -self.radius_east_km * math.sin(angle) * rate
-        )
+        move_north, move_east = self._tilted(self.radius_north_km * math.cos(angle) * rate, -self.radius_east_km * math.sin(angle) * rate)
         return {
             "vehicle_id": self.vehicle_id,
             "line": self.line,
@@ -71,10 +69,7 @@ def fleet(size: int, seed: int) -> list[Bus]:
         lap = math.pi * (north + east) / 24 * 3600
         centre = (45.49 + draw.uniform(-0.03, 0.03), 12.24 + draw.uniform(-0.04, 0.04))
         lines.append((str(2 + 2 * number), *centre, north, east, draw.uniform(0, math.pi), lap))
-    return [
-        Bus(f"bus-{n + 1:03d}", *lines[n % len(lines)], phase=(n // len(lines)) / 4 + draw.uniform(0, 0.1))
-        for n in range(size)
-    ]
+    return [Bus(f"bus-{n + 1:03d}", *lines[n % len(lines)], phase=(n // len(lines)) / 4 + draw.uniform(0, 0.1)) for n in range(size)]
 
 
 def health(limit: float) -> int:
@@ -111,9 +106,7 @@ class Fleet:
         while not self.stopping.is_set():
             try:
                 schema = registry.get_latest_version(subject).schema
-                return AvroSerializer(
-                    registry, schema, conf={"auto.register.schemas": False, "use.latest.version": True}
-                )
+                return AvroSerializer(registry, schema, conf={"auto.register.schemas": False, "use.latest.version": True})
             except Exception as error:  # whatever is wrong, it may be right in a moment
                 print(f"waiting for schema {subject} at {self.registry_url}: {error}", flush=True)
                 self.stopping.wait(RETRY_SECONDS)
@@ -167,9 +160,7 @@ class Fleet:
         now = time.time()
         if now - self.healthy_at >= 1:
             if not self.healthy_at:
-                print(
-                    f"first record acknowledged: partition {message.partition()} offset {message.offset()}", flush=True
-                )
+                print(f"first record acknowledged: partition {message.partition()} offset {message.offset()}", flush=True)
             self.healthy_at = now
             # written whole or not at all: the health check may read at any time
             fresh = HEALTHY.with_suffix(".new")

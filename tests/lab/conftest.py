@@ -7,12 +7,29 @@ import pytest
 
 from venice import lab as lab_module
 
+# Whatever cluster an earlier run or another checkout left there: `venice destroy` knows only its own.
+_REMOVE = """
+if command -v docker > /dev/null; then
+  docker ps --all --quiet --filter label=venice.cluster | xargs --no-run-if-empty docker rm --force > /dev/null
+  docker network ls --quiet --filter label=venice.cluster | xargs --no-run-if-empty docker network rm > /dev/null
+fi
+rm -rf /etc/venice /srv/venice /var/lib/venice
+"""
+
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[list[str]]:
     """The names of three lab hosts that are up. They stay up after the tests."""
     lab_module.up(3)
     yield ["lab-1", "lab-2", "lab-3"]
+
+
+@pytest.fixture(scope="module")
+def undeployed(lab: list[str]) -> None:
+    """Lab hosts without a deployment; their Docker and images, when there are any, stay."""
+    for name in lab:
+        left = lab_module.run(name, ["sudo", "sh", "-c", _REMOVE])
+        assert left.returncode == 0, left.stderr
 
 
 @pytest.fixture(scope="session")

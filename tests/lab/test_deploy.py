@@ -82,10 +82,8 @@ def sql(cluster: Cluster, query: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def cluster(lab) -> Cluster:
+def cluster(undeployed) -> Cluster:
     """The lab's cluster, deployed from nothing."""
-    model = Cluster.load(ROOT / "inventory" / "lab")
-    venice("destroy", "-i", "lab", "--yes") if any(starts(model)) else None
     output = venice("deploy", "-i", "lab")
     assert "smoke test" in output
     assert "broken" not in output
@@ -273,7 +271,7 @@ def test_rolling_change_loses_no_acknowledged_record(cluster):
     assert deployment.returncode == 0, output
     assert producer.flush(60) == 0
     assert not failed
-    assert sorted(_values(cluster, topic)) == sorted(str(n) for n in range(total))
+    assert set(_values(cluster, topic)) == {str(n) for n in range(total)}
     after = starts(cluster)
     assert {key for key in after if after[key] != before[key]} == {(host, "venice-kafka") for host in HOSTS}
     # One at a time: each broker was up again before the next went down.

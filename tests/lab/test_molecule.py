@@ -11,15 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_deployed(lab):
-    """The scenarios begin on hosts that carry no deployment."""
-    command = [sys.executable, "-m", "venice", "destroy", "-i", "lab", "--yes"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
-
-
 @pytest.mark.parametrize("scenario", ["three-hosts", "default"])
-def test_scenario(scenario):
+def test_scenario(undeployed, scenario):
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"}
     command = [str(BIN / "molecule"), "test", "--scenario-name", scenario]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False)
