@@ -16,7 +16,10 @@ from xml.etree import ElementTree
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from venice import images, paths
+from venice import paths
+from venice.images import BUILDER, catalog
+from venice.images.build import build_missing, client, present
+from venice.images.downloads import artifacts_dir, in_builder, sha256
 
 HEADER = """\
 # Every download that goes into an image. `resolve` says what an image asks for, `exclude` which of the files that come with
@@ -86,8 +89,8 @@ def maven_files(scratch: Path, repository: Path) -> list[dict[str, str]]:
         parts = [".".join(group), name, version]
         parts += [kind or classifier, classifier][: 2 if classifier else 1] if (kind, classifier) != ("jar", "") else []
         licence = pom_licence(repository, ".".join(group), name, version)
-        result.append({"maven": ":".join(parts), "sha256": images._sha256(path), "licence": licence, "file": file})
-        shutil.copy(path, images._artifacts_dir() / file)
+        result.append({"maven": ":".join(parts), "sha256": sha256(path), "licence": licence, "file": file})
+        shutil.copy(path, artifacts_dir() / file)
     return result
 
 
@@ -101,20 +104,20 @@ def wheel_files(folder: Path) -> list[dict[str, str]]:
         classifiers = [c.split(" :: ")[-1] for c in data.get_all("Classifier", []) if c.startswith("License ::")]
         licence = data["License-Expression"] or spdx(classifiers or [(data["License"] or "").splitlines()[0]])
         coordinates = f"{data['Name']}=={data['Version']}"
-        result.append({"pypi": coordinates, "sha256": images._sha256(path), "licence": licence, "file": path.name})
-        shutil.copy(path, images._artifacts_dir() / path.name)
+        result.append({"pypi": coordinates, "sha256": sha256(path), "licence": licence, "file": path.name})
+        shutil.copy(path, artifacts_dir() / path.name)
     return result
 
 
 def main() -> None:
     path = paths.resource("images") / "artifacts.yml"
     document = yaml.safe_load(path.read_text())
-    engine = images.client()
-    builder = images.images()[images.BUILDER].ref
-    if builder not in images.present(engine):
-        images.build_missing({images.BUILDER}, print)
+    engine = client()
+    builder = catalog()[BUILDER].ref
+    if builder not in present(engine):
+        build_missing(engine, {BUILDER}, print)
     for image, content in document.items():
-        with tempfile.TemporaryDirectory(dir=images._artifacts_dir(), prefix="part-") as scratch:
+        with tempfile.TemporaryDirectory(dir=artifacts_dir(), prefix="part-") as scratch:
             work = Path(scratch)
             maven = [c for c in content["resolve"] if ":" in c]
             pypi = [c for c in content["resolve"] if ":" not in c]
@@ -129,7 +132,7 @@ def main() -> None:
             if pypi:
                 quoted = " ".join(f"'{requirement}'" for requirement in pypi)
                 script += f"pip download -q --no-cache-dir --only-binary=:all: -d /work/wheels {quoted}\n"
-            images.in_builder(engine, builder, script, work)
+            in_builder(engine, builder, script, work)
             found = maven_files(work / "maven", work / "m2") + wheel_files(work / "wheels")
         excluded = content.get("exclude", [])
         content["files"] = [f for f in found if not any(Path(f["file"]).match(pattern) for pattern in excluded)]

@@ -9,7 +9,7 @@ from venice.cluster import Cluster
 from venice.errors import VeniceError
 
 if TYPE_CHECKING:
-    from venice.images import Exported
+    from venice.images.export import Exported
 
 
 def lacking(cluster: Cluster, host: str) -> list[str]:
@@ -26,13 +26,15 @@ def provide(wanted: Iterable[str], report: Callable[[str], None]) -> dict[str, "
     # Only when something is to be sent: Docker's library takes a fifth of a second to load.
     import docker.errors
 
-    from venice import images
+    from venice.images import refs
+    from venice.images.build import build, client
+    from venice.images.export import export
 
     with (paths.cache_dir() / ".images.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        own = {ref: name for name, ref in images.refs().items()}
-        images.build([own[ref] for ref in wanted if ref in own], report)
-        engine = images.client()
+        own = {ref: name for name, ref in refs().items()}
+        build([own[ref] for ref in wanted if ref in own], report)
+        engine = client()
         for ref in (r for r in wanted if r not in own):
             try:
                 engine.images.get(ref)
@@ -44,4 +46,4 @@ def provide(wanted: Iterable[str], report: Callable[[str], None]) -> dict[str, "
                     raise VeniceError(
                         f"{ref} cannot be pulled: {error.explanation}", "check the name, or load it here: docker load"
                     ) from error
-        return {ref: images.export(ref) for ref in wanted}
+        return {ref: export(engine, ref) for ref in wanted}

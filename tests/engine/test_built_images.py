@@ -9,7 +9,9 @@ import docker
 import docker.errors
 import pytest
 
-from venice import images as venice_images
+from venice.errors import VeniceError
+from venice.images.build import build, client
+from venice.images.export import export
 
 CLUSTER = "MkU3OEVBNTcwNTJENDM2Qg"
 SERVER = """\
@@ -56,15 +58,15 @@ SCHEMA = json.dumps({"type": "record", "name": "Bus", "fields": [{"name": "id", 
 @pytest.fixture(scope="module")
 def engine():
     try:
-        return venice_images.client()
-    except venice_images.VeniceError as error:
+        return client()
+    except VeniceError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
 def refs(engine):
     """Name -> tag of every image, built when missing."""
-    return {image.name: image.ref for image in venice_images.build(report=print)}
+    return {image.name: image.ref for image in build(report=print)}
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +179,7 @@ def broker(start_broker):
 
 def test_a_build_with_nothing_changed_is_quick(refs):
     started = time.monotonic()
-    built = venice_images.build()
+    built = build()
     assert time.monotonic() - started < 2
     assert not any(image.built for image in built)
 
@@ -208,8 +210,8 @@ def test_sizes_stay_small(engine, refs):
     assert {name: size for name, size in sizes.items() if size > limits[name]} == {}
 
 
-def test_export_writes_each_layer_under_its_own_hash(refs):
-    exported = venice_images.export(refs["base"])
+def test_export_writes_each_layer_under_its_own_hash(engine, refs):
+    exported = export(engine, refs["base"])
     assert json.loads(exported.config)["config"]["Entrypoint"] == ["/usr/bin/tini", "--"]
     assert len(exported.layers) >= 3
     for layer in exported.layers:

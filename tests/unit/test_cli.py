@@ -37,6 +37,13 @@ def test_help_loads_neither_ansible_nor_kafka():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_the_model_loads_no_docker():
+    """It needs the images' tags only; every command makes it, and Docker's library takes a fifth of a second."""
+    program = "import sys, venice.cluster, venice.shipping; print([m for m in ('docker', 'requests') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_wrong_inventory_is_one_message_and_exit_code_2(tmp_path):
     done = venice("deploy", "--inventory", "nowhere", cwd=tmp_path)
     assert done.returncode == 2

@@ -12,6 +12,7 @@ import yaml
 
 from venice import images
 from venice.errors import InputError, VeniceError
+from venice.images import build, debian, downloads, export
 
 FILES = {
     "base/Dockerfile": "FROM venice/debian:trixie\nCOPY hello /\n",
@@ -46,8 +47,8 @@ def pin(root, *entries):
 
 
 def digests(root):
-    images.images.cache_clear()
-    return {name: image.digest for name, image in images.images(root).items()}
+    images.catalog.cache_clear()
+    return {name: image.digest for name, image in images.catalog(root).items()}
 
 
 # --- tags --------------------------------------------------------------------------------------------------------------
@@ -110,46 +111,83 @@ def test_a_broken_list_of_artifacts_is_named(folder):
 
 
 def test_only_what_is_missing_is_built(folder):
-    known = images.images(folder)
+    known = images.catalog(folder)
     refs = {name: image.ref for name, image in known.items()}
-    assert images._needed(known, ["other"], []) == {"other", "tool", "base", "builder"}
-    assert images._needed(known, ["other"], [refs["other"]]) == set()
-    assert images._needed(known, ["other"], [refs["tool"], refs["base"]]) == {"other"}
+    assert build._needed(known, ["other"], []) == {"other", "tool", "base", "builder"}
+    assert build._needed(known, ["other"], [refs["other"]]) == set()
+    assert build._needed(known, ["other"], [refs["tool"], refs["base"]]) == {"other"}
 
 
 def test_the_builder_is_needed_for_downloads_that_are_not_cached(folder):
     (folder / "tool/Dockerfile").write_text("FROM venice/base\n")
-    images.images.cache_clear()
-    known = images.images(folder)
+    images.catalog.cache_clear()
+    known = images.catalog(folder)
     there = [known["base"].ref]
-    assert images._needed(known, ["tool"], there) == {"tool", "builder"}
-    (images._artifacts_dir() / "thing-1.0.jar").write_bytes(b"thing")
-    assert images._needed(known, ["tool"], there) == {"tool"}
+    assert build._needed(known, ["tool"], there) == {"tool", "builder"}
+    (downloads.artifacts_dir() / "thing-1.0.jar").write_bytes(b"thing")
+    assert build._needed(known, ["tool"], there) == {"tool"}
+
+
+def test_each_step_waits_for_what_it_is_made_from(folder, monkeypatch):
+    known = images.catalog(folder)
+    steps = []
+    monkeypatch.setattr(build, "present", lambda engine: {})
+    monkeypatch.setattr(debian, "make", lambda engine, report: steps.append("(debian)"))
+    monkeypatch.setattr(downloads, "fetch", lambda engine, builder, wanted, report: steps.append((builder, [a.file for a in wanted])))
+    monkeypatch.setattr(build, "_build_one", lambda engine, known, image, report, stop: steps.append(image.name))
+    spent = build._build_all(None, known, set(known), lambda line: None)
+    assert steps == ["(debian)", "base", "builder", (known["builder"].ref, ["thing-1.0.jar"]), "tool", "other"]
+    assert set(spent) == set(known)
+
+
+def test_a_step_that_fails_ends_the_build_and_what_it_downloads(folder, monkeypatch):
+    class Engine:
+        """Has one container that downloads."""
+
+        containers = property(lambda self: self)
+        removed = False
+
+        def list(self, filters):
+            assert filters == {"label": "venice.image=downloads"}
+            return [self]
+
+        def remove(self, force):
+            self.removed = force
+
+    def fails(engine, report):
+        raise VeniceError("no Debian")
+
+    engine = Engine()
+    monkeypatch.setattr(build, "present", lambda engine: {})
+    monkeypatch.setattr(debian, "make", fails)
+    with pytest.raises(VeniceError, match="no Debian"):
+        build._build_all(engine, images.catalog(folder), {"base"}, lambda line: None)
+    assert engine.removed
 
 
 def test_dockerfiles_name_exact_parents_and_label_every_stage(folder):
-    known = images.images(folder)
-    text = images._dockerfile(known["tool"], known)
+    known = images.catalog(folder)
+    text = build._dockerfile(known["tool"], known)
     assert text == (
         f"FROM {known['builder'].ref} AS made\nLABEL venice.image=tool\nRUN make\n\n"
         f"FROM {known['base'].ref}\nLABEL venice.image=tool\nCOPY --from=made /tool /tool\n"
     )
-    assert "FROM venice/debian:trixie\n" in images._dockerfile(known["base"], known)
-    assert f"COPY --from={known['tool'].ref} /tool" in images._dockerfile(known["other"], known)
+    assert "FROM venice/debian:trixie\n" in build._dockerfile(known["base"], known)
+    assert f"COPY --from={known['tool'].ref} /tool" in build._dockerfile(known["other"], known)
 
 
 def test_the_build_context_is_the_same_wherever_and_whenever_it_is_made(folder):
-    known = images.images(folder)
-    (images._artifacts_dir() / "thing-1.0.jar").write_bytes(b"thing")
-    with images._context(known["tool"], known) as context:
+    known = images.catalog(folder)
+    (downloads.artifacts_dir() / "thing-1.0.jar").write_bytes(b"thing")
+    with build._context(known["tool"], known) as context:
         first = context.read()
     (folder / "tool/Dockerfile").touch()
-    (images._artifacts_dir() / "thing-1.0.jar").touch()
-    with images._context(known["tool"], known) as context:
+    (downloads.artifacts_dir() / "thing-1.0.jar").touch()
+    with build._context(known["tool"], known) as context:
         assert context.read() == first
     with tarfile.open(fileobj=io.BytesIO(first)) as tar:
         assert tar.getnames() == ["Dockerfile", "artifacts/thing-1.0.jar"]
-        assert {(member.uid, member.mtime) for member in tar} == {(0, images._FILE_TIME)}
+        assert {(member.uid, member.mtime) for member in tar} == {(0, build._FILE_TIME)}
 
 
 # --- downloads ---------------------------------------------------------------------------------------------------------
@@ -157,20 +195,20 @@ def test_the_build_context_is_the_same_wherever_and_whenever_it_is_made(folder):
 
 def test_a_missing_download_is_named(folder):
     with pytest.raises(VeniceError, match=r"org.example:thing:1.0: not in .*artifacts"):
-        images._verify(images.images(folder)["tool"].artifacts)
+        downloads.verify(images.catalog(folder)["tool"].artifacts)
 
 
 def test_a_changed_download_is_named_and_removed(folder):
-    path = images._artifacts_dir() / "thing-1.0.jar"
+    path = downloads.artifacts_dir() / "thing-1.0.jar"
     path.write_bytes(b"thong")
     with pytest.raises(VeniceError, match=r"org.example:thing:1.0: .*thing-1.0.jar has sha256 \w{64}, not \w{64}") as error:
-        images._verify(images.images(folder)["tool"].artifacts)
+        downloads.verify(images.catalog(folder)["tool"].artifacts)
     assert "run the same command again" in error.value.remedy
     assert not path.exists()
 
 
 def test_what_was_fetched_is_verified_before_it_is_kept(folder, monkeypatch):
-    wanted = list(images.images(folder)["tool"].artifacts)
+    wanted = list(images.catalog(folder)["tool"].artifacts)
 
     def fetches(content):
         def run(engine, builder, script, work):
@@ -178,18 +216,18 @@ def test_what_was_fetched_is_verified_before_it_is_kept(folder, monkeypatch):
             (work / "files").mkdir()
             (work / "files/thing-1.0.jar").write_bytes(content)
 
-        monkeypatch.setattr(images, "in_builder", run)
-        images._fetch(None, "builder", wanted, lambda line: None)
+        monkeypatch.setattr(downloads, "in_builder", run)
+        downloads.fetch(None, "builder", wanted, lambda line: None)
 
     with pytest.raises(VeniceError, match="what was downloaded has sha256"):
         fetches(b"something else")
-    assert list(images._artifacts_dir().iterdir()) == []
+    assert list(downloads.artifacts_dir().iterdir()) == []
     fetches(b"thing")
-    assert [path.name for path in images._artifacts_dir().iterdir()] == ["thing-1.0.jar"]
+    assert [path.name for path in downloads.artifacts_dir().iterdir()] == ["thing-1.0.jar"]
 
 
 def test_coordinates_become_maven_items():
-    pom = images._pom([images.Artifact("maven", "g:a:1:tar.gz:plugin", "", "", "a-1-plugin.tar.gz")])
+    pom = downloads._pom([images.Artifact("maven", "g:a:1:tar.gz:plugin", "", "", "a-1-plugin.tar.gz")])
     assert "<artifactId>a</artifactId><version>1</version><type>tar.gz</type><classifier>plugin</classifier>" in pom
 
 
@@ -254,30 +292,30 @@ def oci(compress=lambda layer: layer):
 @pytest.mark.parametrize("chunk", [100, 1 << 20])
 def test_an_archive_becomes_layers_named_by_their_content(tmp_path, archive, chunk):
     chunks = (archive[i : i + chunk] for i in range(0, len(archive), chunk))
-    assert images.unpack_archive(chunks, tmp_path) == CONFIG
+    assert export.unpack_archive(chunks, tmp_path) == CONFIG
     assert {path.name for path in tmp_path.iterdir()} == {f"{layer}.tar" for layer in IDS}
     for layer, content in zip(IDS, LAYERS, strict=True):
         assert (tmp_path / f"{layer}.tar").read_bytes() == content
 
 
 def test_a_layer_that_is_there_is_not_written_again(tmp_path):
-    images.unpack_archive([legacy()], tmp_path)
+    export.unpack_archive([legacy()], tmp_path)
     before = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
-    images.unpack_archive([legacy()], tmp_path)
+    export.unpack_archive([legacy()], tmp_path)
     assert {path.name: path.stat().st_ino for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("archive", [legacy()[:4000], legacy()[:9000], b"", oci()[:3000]])
 def test_an_archive_that_ends_early_is_an_error_and_leaves_no_part(tmp_path, archive):
     with pytest.raises(VeniceError, match="archive"):
-        images.unpack_archive([archive], tmp_path)
+        export.unpack_archive([archive], tmp_path)
     assert not list(tmp_path.glob("part-*"))
 
 
 def test_a_lacking_layer_is_named(tmp_path):
     archive = tar_of({"c.json": CONFIG, "manifest.json": json.dumps([{"Config": "c.json"}]).encode()})
     with pytest.raises(VeniceError, match=f"lacks layers {IDS[0]}"):
-        images.unpack_archive([archive], tmp_path)
+        export.unpack_archive([archive], tmp_path)
 
 
 class FakeEngine:
@@ -297,11 +335,10 @@ class FakeEngine:
 def test_export_asks_the_engine_only_when_a_layer_is_not_cached(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     engine = FakeEngine()
-    monkeypatch.setattr(images, "client", lambda: engine)
-    first = images.export("venice/x:1")
+    first = export.export(engine, "venice/x:1")
     assert (first.id, first.config, first.layers) == (f"sha256:{CONFIG_ID}", CONFIG, [IDS[i] for i in (0, 1, 2, 1)])
-    assert images.export("venice/x:1") == first
+    assert export.export(engine, "venice/x:1") == first
     assert engine.saved == 1
     (first.directory / f"{IDS[2]}.tar").unlink()
-    assert images.export("venice/x:1") == first
+    assert export.export(engine, "venice/x:1") == first
     assert engine.saved == 2

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from venice import images
+from venice.cli._options import json_option
 
 
 @click.group()
@@ -16,19 +16,22 @@ def command() -> None:
 @click.argument("names", nargs=-1, metavar="[IMAGE]...")
 def build(names: tuple[str, ...]) -> None:
     """Build the images that are missing (all, or those named)."""
-    for image in images.build(names or None, click.echo):
+    from venice.images.build import build
+
+    for image in build(names or None, click.echo):
         how = f"built in {image.seconds:.0f} s" if image.built else "was there"
         click.echo(f"{image.ref:40} {image.size / 1e6:5.0f} MB  {how}")
 
 
 @command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def list_images(as_json: bool) -> None:
     """List the images: tag, and size on disk when built."""
-    there = images.present(images.client())
-    rows = [
-        {"name": name, "ref": ref, "built": ref in there, "size": there.get(ref, {}).get("size")} for name, ref in images.refs().items()
-    ]
+    from venice.images import refs
+    from venice.images.build import client, present
+
+    there = present(client())
+    rows = [{"name": name, "ref": ref, "built": ref in there, "size": there.get(ref, {}).get("size")} for name, ref in refs().items()]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
