@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
+from venice import paths
 from venice.cli import cli
 from venice.records import Record
 
@@ -77,6 +79,21 @@ def test_history_lists_and_shows_runs(tmp_path):
     shown = venice("history", "--inventory", "single", "last", cwd=tmp_path).stdout
     assert "venice-kafka-1" in shown
     assert "kafka_port" in shown
+
+
+def test_images_ship_plays_the_playbook_of_images(tmp_path, monkeypatch):
+    played = []
+
+    def play(command, options, console):
+        played.append((command, options.limit))
+        return SimpleNamespace(exit_code=3)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("venice.actions.play", play)
+    result = CliRunner().invoke(cli, ["images", "ship", "--inventory", "single", "--limit", "one"])
+    assert result.exit_code == 3, result.output
+    assert played == [("images", "one")]
+    assert (paths.resource("playbooks") / "images.yml").exists()
 
 
 def test_destroy_names_and_asks(tmp_path):

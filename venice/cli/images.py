@@ -1,15 +1,16 @@
 """venice images: the container images Venice builds itself."""
 
 import json
+import sys
 
 import click
 
-from venice.cli._options import json_option
+from venice.cli._options import json_option, playbook_options
 
 
 @click.group()
 def command() -> None:
-    """Build and list Venice's own container images."""
+    """Build, list and ship Venice's own container images."""
 
 
 @command.command()
@@ -37,3 +38,14 @@ def list_images(as_json: bool) -> None:
         return
     for row in rows:
         click.echo(f"{row['ref']:40} " + (f"{row['size'] / 1e6:5.0f} MB" if row["built"] else "not built"))
+
+
+@command.command()
+@playbook_options
+def ship(options) -> None:
+    """Give every host the images that it lacks."""
+    from rich.console import Console
+
+    from venice import actions
+
+    sys.exit(actions.play("images", options, Console()).exit_code)
