@@ -1,7 +1,8 @@
 """Images on their way to hosts: built or pulled here when need be, then as layer files."""
 
+import contextlib
 import fcntl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 from venice import paths
@@ -18,17 +19,19 @@ def lacking(cluster: Cluster, host: str) -> list[str]:
     return sorted(wanted - set(cluster.facts.get(host, {}).get("images", {})))
 
 
-def provide(wanted: Iterable[str], report: Callable[[str], None]) -> dict[str, "Exported"]:
-    """The images' layer files by reference; builds Venice's own and pulls public ones that this machine lacks.
+@contextlib.contextmanager
+def provide(wanted: Collection[str], report: Callable[[str], None]) -> Iterator[dict[str, "Exported"]]:
+    """The images' layer files by reference, to be sent inside the `with`; builds or pulls what this machine lacks.
 
-    Many may ask at once (one process per host): one works, the others then find it done. Raises VeniceError.
+    Many may ask at once (one process per host): one works, the others then find it done. What no image of today has is
+    removed from the cache, unless somebody is sending just then. Raises VeniceError.
     """
     # Only when something is to be sent: Docker's library takes a fifth of a second to load.
     import docker.errors
 
     from venice.images import refs
     from venice.images.build import build, client
-    from venice.images.export import export
+    from venice.images.export import export, ids, in_use, prune
 
     with (paths.cache_dir() / ".images.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -46,4 +49,9 @@ def provide(wanted: Iterable[str], report: Callable[[str], None]) -> dict[str, "
                     raise VeniceError(
                         f"{ref} cannot be pulled: {error.explanation}", "check the name, or load it here: docker load"
                     ) from error
-        return {ref: export(engine, ref) for ref in wanted}
+        # before the export: from then until all is sent, nobody may remove anything
+        prune(set().union(*(ids(engine, ref) for ref in {*own, *wanted})))
+        with in_use():
+            exported = {ref: export(engine, ref) for ref in wanted}
+            fcntl.flock(lock, fcntl.LOCK_UN)  # the next may ask while this one sends
+            yield exported

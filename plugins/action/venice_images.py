@@ -28,8 +28,8 @@ class ActionModule(ActionBase):
                 self._pull(missing)
             else:
                 everybody = sorted({ref for h in task_vars["ansible_play_hosts"] for ref in shipping.lacking(cluster, h)})
-                exported = shipping.provide(everybody, self._display.display)
-                self._ship(host, [exported[ref] for ref in missing], task_vars)
+                with shipping.provide(everybody, self._display.display) as exported:
+                    self._ship(host, [exported[ref] for ref in missing], task_vars)
         return {"changed": True, "differences": differences}
 
     def _pull(self, refs):

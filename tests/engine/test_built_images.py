@@ -11,7 +11,7 @@ import pytest
 
 from venice.errors import VeniceError
 from venice.images.build import build, client
-from venice.images.export import export
+from venice.images.export import export, in_use
 
 CLUSTER = "MkU3OEVBNTcwNTJENDM2Qg"
 SERVER = """\
@@ -211,12 +211,13 @@ def test_sizes_stay_small(engine, refs):
 
 
 def test_export_writes_each_layer_under_its_own_hash(engine, refs):
-    exported = export(engine, refs["base"])
-    assert json.loads(exported.config)["config"]["Entrypoint"] == ["/usr/bin/tini", "--"]
-    assert len(exported.layers) >= 3
-    for layer in exported.layers:
-        with (exported.directory / f"{layer}.tar").open("rb") as file:
-            assert hashlib.file_digest(file, "sha256").hexdigest() == layer
+    with in_use():
+        exported = export(engine, refs["base"])
+        assert json.loads(exported.config)["config"]["Entrypoint"] == ["/usr/bin/tini", "--"]
+        assert len(exported.layers) >= 3
+        for layer in exported.layers:
+            with (exported.directory / f"{layer}.tar").open("rb") as file:
+                assert hashlib.file_digest(file, "sha256").hexdigest() == layer
 
 
 # --- kafka -------------------------------------------------------------------------------------------------------------

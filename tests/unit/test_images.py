@@ -7,10 +7,11 @@ import json
 import re
 import tarfile
 
+import docker
 import pytest
 import yaml
 
-from venice import images
+from venice import images, shipping
 from venice.errors import InputError, VeniceError
 from venice.images import build, debian, downloads, export
 
@@ -319,12 +320,17 @@ def test_a_lacking_layer_is_named(tmp_path):
 
 
 class FakeEngine:
-    """Answers what export asks, and counts how often it must save the image."""
+    """Answers what export asks of its one image, and counts how often it must save it."""
 
     def __init__(self):
-        self.api, self.saved = self, 0
+        self.api, self.images, self.saved = self, self, 0
+
+    def get(self, ref):
+        return self.inspect_image(ref)
 
     def inspect_image(self, ref):
+        if ref != "venice/x:1":
+            raise docker.errors.ImageNotFound(ref)
         return {"Id": f"sha256:{CONFIG_ID}", "RootFS": {"Layers": [f"sha256:{IDS[i]}" for i in (0, 1, 2, 1)]}}
 
     def get_image(self, ref, chunk_size):
@@ -342,3 +348,54 @@ def test_export_asks_the_engine_only_when_a_layer_is_not_cached(tmp_path, monkey
     (first.directory / f"{IDS[2]}.tar").unlink()
     assert export.export(engine, "venice/x:1") == first
     assert engine.saved == 2
+
+
+@pytest.fixture
+def engine(tmp_path, monkeypatch):
+    """An engine that has one of the two images there are; an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    engine = FakeEngine()
+    monkeypatch.setattr(images, "refs", lambda: {"x": "venice/x:1", "y": "venice/y:1"})
+    monkeypatch.setattr(build, "build", lambda names, report: [])
+    monkeypatch.setattr(build, "client", lambda: engine)
+    return engine
+
+
+CURRENT = {f"{CONFIG_ID}.json", *(f"{layer}.tar" for layer in IDS)}
+SUPERSEDED = {f"{'a' * 64}.json", f"{'b' * 64}.tar", "part-interrupted"}
+
+
+def leave_superseded():
+    """Files in the cache as superseded images and interrupted exports leave them."""
+    for name in SUPERSEDED:
+        (export.layers_dir() / name).write_bytes(b"old")
+
+
+def cached():
+    return {path.name for path in export.layers_dir().iterdir()}
+
+
+def test_providing_removes_what_no_image_of_today_has(engine):
+    leave_superseded()
+    with shipping.provide(["venice/x:1"], print) as exported:
+        assert exported["venice/x:1"].layers == [IDS[i] for i in (0, 1, 2, 1)]
+        assert cached() == CURRENT
+
+
+def test_providing_keeps_images_of_today_that_are_not_wanted_now(engine):
+    with shipping.provide(["venice/x:1"], print):
+        pass
+    leave_superseded()
+    with shipping.provide([], print):
+        assert cached() == CURRENT
+    assert engine.saved == 1
+
+
+def test_nothing_is_removed_while_another_sends(engine, monkeypatch):
+    with shipping.provide(["venice/x:1"], print):
+        leave_superseded()
+        monkeypatch.setattr(images, "refs", dict)  # another checkout, with other images
+        with shipping.provide([], print):
+            assert cached() == CURRENT | SUPERSEDED
+    with shipping.provide([], print):
+        assert cached() == set()

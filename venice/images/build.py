@@ -21,7 +21,7 @@ import requests
 from venice import paths
 from venice.errors import InputError, VeniceError
 from venice.images import BUILDER, LABEL, USES, Image, Report, catalog, debian, downloads, files, refs
-from venice.images.export import layers_dir
+from venice.images.export import prune
 
 _FILE_TIME = 1735689600  # 2025-01-01: a jar's time is recorded in AOT caches, so it must not depend on when it was fetched
 
@@ -263,6 +263,4 @@ def _clean(engine: docker.DockerClient, known: dict[str, Image], there: dict[str
     kept: set[str] = set()
     for image in engine.images.list():
         kept |= {name.partition(":")[2] for name in (image.id, *image.attrs["RootFS"].get("Layers", ()))}
-    for path in layers_dir().glob("[0-9a-f]*.*"):
-        if path.stem not in kept:
-            path.unlink(missing_ok=True)
+    prune(kept)

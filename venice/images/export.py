@@ -1,12 +1,14 @@
 """Images as files: each layer once in the cache, named by its content, ready to be sent to hosts."""
 
+import contextlib
+import fcntl
 import gzip
 import hashlib
 import io
 import json
 import tarfile
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +38,39 @@ def layers_dir() -> Path:
     return path
 
 
+@contextlib.contextmanager
+def in_use() -> Iterator[None]:
+    """While anybody on this machine is in here, no file of the cache's layers is removed."""
+    with (paths.cache_dir() / ".layers.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def prune(kept: Collection[str]) -> None:
+    """Remove the files of all images and layers but `kept` (hex ids); nothing while anybody uses any, a later call does it then."""
+    with (paths.cache_dir() / ".layers.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        for path in layers_dir().iterdir():
+            if path.stem not in kept:  # also what an interrupted export left half-written
+                path.unlink(missing_ok=True)
+
+
+def ids(engine: docker.DockerClient, ref: str) -> set[str]:
+    """What `prune` is told to keep an image's files: its id and those of its layers; nothing when the engine lacks it."""
+    try:
+        attributes = engine.api.inspect_image(ref)
+    except docker.errors.ImageNotFound:
+        return set()
+    return {name.partition(":")[2] for name in (attributes["Id"], *attributes["RootFS"].get("Layers", ()))}
+
+
 def export(engine: docker.DockerClient, ref: str) -> Exported:
     """Write the image's layers to the cache, each once as `<diff id>.tar`; asks the engine for data only when one lacks.
 
+    To be called, and the files to be used, inside `in_use()`.
     Raises VeniceError when the engine does not have `ref`.
     """
     try:
