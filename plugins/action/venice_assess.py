@@ -19,4 +19,6 @@ class ActionModule(ActionBase):
         findings = assess(cluster, hosts, self._task.args.get("changing", True))
         if findings:
             return failed_findings(findings)
-        return {"changed": False, "order": cluster.order, "lacking": {host: shipping.lacking(cluster, host) for host in hosts}}
+        lacking = {host: refs for host in hosts if (refs := shipping.lacking(cluster, host))}
+        bare = [host for host in hosts if not cluster.facts.get(host, {}).get("engine", {}).get("usable", True)]
+        return {"changed": False, "order": cluster.order, "bare": bare, "lacking": lacking}

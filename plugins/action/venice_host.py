@@ -25,5 +25,5 @@ class ActionModule(ActionBase):
             "before_pipelines": [c for c in cluster.order if not cluster.after_pipelines(c)],
             "after_pipelines": [c for c in cluster.order if cluster.after_pipelines(c)],
             "wait_timeout": int(cluster.var(name, "venice_wait_timeout")),
-            "unsettled": any(c["health"] != "healthy" for c in answer.get("containers", [])),
+            "unsettled": bool(answer.get("pending")) or any(c["health"] != "healthy" for c in answer.get("containers", [])),
         }

@@ -19,6 +19,7 @@ import docker.errors
 import requests
 
 from venice import paths
+from venice.engine import ensure_engine
 from venice.errors import InputError, VeniceError
 from venice.images import BUILDER, LABEL, USES, Image, Report, catalog, debian, downloads, files, refs
 from venice.images.export import prune
@@ -73,6 +74,7 @@ def build(names: Iterable[str] | None = None, report: Report = lambda line: None
     wanted = list(names) if names is not None else list(refs())
     if unknown := [name for name in wanted if name not in refs()]:
         raise InputError(f"no such image: {', '.join(unknown)}", f"images are: {', '.join(refs())}")
+    ensure_engine(report)
     engine = client()
     there = present(engine)
     spent = build_missing(engine, wanted, report, there)
