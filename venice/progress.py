@@ -116,7 +116,7 @@ class Progress(Listener):
     def _differences(self, host: str, result: Mapping[str, Any]) -> None:
         found = result.get("differences", [])
         for difference in found[:_SHOWN]:
-            self.console.print(_difference(host, difference))
+            self.console.print(_difference(difference.get("host", host), difference))
         if len(found) > _SHOWN:
             self.console.print(Text(f"  {host}  and {len(found) - _SHOWN} more", style="dim"))
         for diff in result.get("diff") or []:

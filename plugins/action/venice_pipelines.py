@@ -22,15 +22,15 @@ class ActionModule(ActionBase):
             if not self._task.check_mode:
                 raise
             # What a plan for a cluster that does not run yet can say of them.
-            return {"changed": True, "differences": [_all_of(folder.name) for folder in cluster.pipelines]}
-        return {"changed": bool(changes), "differences": [_difference(change) for change in changes]}
+            return {"changed": True, "differences": [_all_of(cluster.name, folder.name) for folder in cluster.pipelines]}
+        return {"changed": bool(changes), "differences": [_difference(cluster.name, change) for change in changes]}
 
 
-def _all_of(name):
-    return {"component": "pipeline", "name": f"pipeline {name}", "action": "apply", "reason": "once the services run"}
+def _difference(cluster, change):
+    """The form that all of Venice's actions return; it happens to the cluster, not to the host that the task runs for."""
+    reason = "does not exist" if change.action == "create" else ", ".join(d.field for d in change.differences)
+    return {"host": cluster, "component": change.kind, "name": f"{change.kind} {change.name}", "action": change.action, "reason": reason}
 
 
-def _difference(change):
-    """The form that all of Venice's actions return."""
-    reason = ", ".join(d.field for d in change.differences) or "does not exist"
-    return {"component": change.kind, "name": f"{change.kind} {change.name}", "action": change.action, "reason": reason}
+def _all_of(cluster, name):
+    return {"host": cluster, "component": "pipeline", "name": f"pipeline {name}", "action": "apply", "reason": "once the services run"}
