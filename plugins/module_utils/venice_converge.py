@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from ansible.module_utils.venice_docker import Engine, EngineError, in_parallel,
 from ansible.module_utils.venice_document import complete
 
 STATE_DIR = "/var/lib/venice"
+LOCK_SECONDS = 90
 STATES = ("present", "started", "stopped", "absent")
 CLUSTER = "venice.cluster"
 COMPONENT = "venice.component"
@@ -155,11 +157,17 @@ class Run:
         except OSError as error:
             raise HostError([failure("take the lock", _os_message(error), remedy="run the task with become: true")]) from error
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                text = "another run is changing this host right now"
-                raise HostError([failure("take the lock", text, remedy="wait for it to end, then run again")]) from error
+            # what a run that was interrupted on the controller began here still comes to its end
+            deadline = time.monotonic() + LOCK_SECONDS
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > deadline:
+                        text = f"another run has been changing this host for {LOCK_SECONDS} s"
+                        raise HostError([failure("take the lock", text, remedy="wait for it to end, then run again")]) from error
+                    time.sleep(0.2)
             yield
 
     def go(self) -> dict:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -514,10 +515,18 @@ def test_a_run_that_dies_at_any_step_is_made_good(site, monkeypatch, step, call,
     assert site.run()["differences"] == []
 
 
-def test_a_second_run_at_the_same_time_is_refused(site):
+def test_a_second_run_waits_for_the_first_and_is_refused_when_it_does_not_end(site, monkeypatch):
+    monkeypatch.setattr(venice_converge, "LOCK_SECONDS", 1)
     run = Run(site.document, site.engine, Request(state_dir=f"{site.folder}/state"))
-    with run.lock(), pytest.raises(HostError, match="another run is changing this host"):
+    with run.lock(), pytest.raises(HostError, match="another run has been changing this host"):
         site.run()
+    monkeypatch.setattr(venice_converge, "LOCK_SECONDS", 30)
+    with run.lock():
+        waiting = threading.Thread(target=site.run)
+        waiting.start()
+        assert waiting.is_alive()
+    waiting.join(30)
+    assert site.inspect()["State"]["Running"]
 
 
 # --- other people's containers, and what is no longer described
