@@ -58,20 +58,27 @@ def validate(cluster: Cluster) -> list[Finding]:
     return list(dict.fromkeys(findings))
 
 
-def assess(cluster: Cluster, hosts: list[str], changing: bool = True) -> list[Finding]:
-    """Everything that stands against a deployment on these hosts, out of the facts gathered. `changing=False` asks only what
-    starting and stopping needs: that each host answers and has an engine."""
+def assess(cluster: Cluster, hosts: list[str], purpose: str = "deploy") -> list[Finding]:
+    """Everything that stands against a deployment on these hosts, out of the facts gathered.
+
+    Other purposes ask for less: "stop" that each host answers and has an engine, "start" that the containers are there, too.
+    """
     findings: list[Finding] = []
     for host in (cluster.hosts[h] for h in hosts if h in cluster.hosts and cluster.hosts[h].components):
         facts = cluster.facts.get(host.name, {"unreachable": "no answer"})
         if problem := _contact(cluster, host.name, facts):
             findings.append(problem)
-        elif changing:
+        elif purpose == "deploy":
             for check in (_system, _room, _ports, _clock, _resolution, _neighbours):
                 findings += check(cluster, host.name, facts)
         elif not facts["engine"]["running"]:
             findings.append(Finding(host.name, "has no running Docker engine", "venice deploy installs it"))
-    if changing:
+        elif purpose == "start":
+            there = {c["name"] for c in facts["containers"] if c["cluster"] == cluster.name}
+            absent = sorted({i.container for i in cluster.instances() if i.host == host.name} - there)
+            if absent:
+                findings.append(Finding(host.name, f"has no {', '.join(absent)}", "venice deploy makes and starts them"))
+    if purpose == "deploy":
         findings += _storage(cluster)
     return findings
 

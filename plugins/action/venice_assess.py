@@ -16,7 +16,7 @@ class ActionModule(ActionBase):
     def run(self, task_vars):
         cluster = cluster_of(self, task_vars)
         hosts = task_vars["ansible_play_hosts_all"]
-        findings = assess(cluster, hosts, self._task.args.get("changing", True))
+        findings = assess(cluster, hosts, self._task.args.get("purpose", "deploy"))
         if findings:
             return failed_findings(findings)
         lacking = {host: refs for host in hosts if (refs := shipping.lacking(cluster, host))}

@@ -100,11 +100,11 @@ CASES = {
 }
 
 
-def judged(mutation=lambda f: None, changing: bool = True) -> list:
+def judged(mutation=lambda f: None, purpose: str = "deploy") -> list:
     all_facts = {host: copy.deepcopy(facts(host)) for host in HOSTS}
     mutation(all_facts)
     plain = Cluster.load(ROOT / "inventory" / "lab")
-    return assess(Cluster({h: plain.given(h) for h in HOSTS}, plain.groups, plain._loader, all_facts), HOSTS, changing)
+    return assess(Cluster({h: plain.given(h) for h in HOSTS}, plain.groups, plain._loader, all_facts), HOSTS, purpose)
 
 
 def test_nothing_stands_against_good_hosts():
@@ -136,6 +136,11 @@ def test_a_slow_answer_is_no_wrong_clock():
     assert judged(change("lab-2", "clock", {"offset": 2.0, "error": 1.5})) == []
 
 
-def test_starting_asks_for_contact_and_engine_only():
-    assert judged(CASES["full disk"][0], changing=False) == []
-    assert "no running Docker engine" in judged(change("lab-1", "engine", "running", False), changing=False)[0].what
+def test_stopping_asks_for_contact_and_engine_only():
+    assert judged(CASES["full disk"][0], "stop") == []
+    assert "no running Docker engine" in judged(change("lab-1", "engine", "running", False), "stop")[0].what
+
+
+def test_starting_asks_for_the_containers_too():
+    found = judged(change("lab-3", "containers", [{"name": "venice-kafka", "cluster": "lab"}]), "start")
+    assert next(f for f in found if f.where == "lab-3").what == "has no venice-connect, venice-postgres"
