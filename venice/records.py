@@ -4,7 +4,6 @@ import getpass
 import json
 import os
 import socket
-import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,10 +47,6 @@ class Record:
         temporary = folder / f".{self.id}"
         temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
         temporary.replace(folder / f"{self.id}.json")
-
-    def age(self) -> float:
-        """Seconds since the run began."""
-        return time.time() - datetime.fromisoformat(self.started).timestamp()
 
 
 def load_all(state_dir: Path) -> list[Record]:
