@@ -284,16 +284,16 @@ def operator_files(apt_config: str, indextargets: str, http_proxy: str | None, a
     elsewhere), `http_proxy` is the environment's, `authorities` are the operator's own CA files by name.
     """
     mirrors = {label: uri for uri, _, label in (line.partition("|") for line in indextargets.splitlines())}
-    main = mirrors.get("Debian", "http://mirror.example/debian/")
-    security = mirrors.get("Debian-Security", "http://mirror.example/debian-security/")
     wanted = re.compile(r"Acquire::(https?|ForceIPv[46]|Check-\S+|Retries)\b")
     settings = [line for line in apt_config.splitlines() if wanted.match(line) and not line.endswith(' "";')]
     if http_proxy and not any(line.startswith("Acquire::http::Proxy ") for line in settings):
         settings.append(f'Acquire::http::Proxy "{http_proxy}";')
-    files = {
-        "etc/apt/sources.list": f"deb {main} {RELEASE} main\ndeb {main} {RELEASE}-updates main\ndeb {security} {RELEASE}-security main\n",
-        "etc/apt/apt.conf.d/90operator": "".join(f"{line}\n" for line in settings),
-    }
+    files = {"etc/apt/apt.conf.d/90operator": "".join(f"{line}\n" for line in settings)}
+    # an operator without Debian's sources (Ubuntu, say) knows no mirror: the hosts keep the ones that their base came with
+    if main := mirrors.get("Debian"):
+        lines = [f"deb {main} {RELEASE} main", f"deb {main} {RELEASE}-updates main"]
+        lines += [f"deb {mirrors[label]} {RELEASE}-security main" for label in ("Debian-Security",) if label in mirrors]
+        files["etc/apt/sources.list"] = "".join(f"{line}\n" for line in lines)
     for name, content in authorities.items():
         files[f"usr/local/share/ca-certificates/{name}"] = content
     if authorities:  # trusted before ca-certificates is installed, which makes the real bundle
@@ -652,9 +652,10 @@ def _debootstrap(client: "docker.DockerClient", report: Report) -> str:
             f"Run `docker pull {':'.join(PUBLIC_BASE)}` where a registry answers, or run this once as root.",
         )
     engine.ensure_tools({"debootstrap": "debootstrap debian-archive-keyring"}, report)
-    mirror = _operator_files()["etc/apt/sources.list"].split()[1]
+    sources = _operator_files().get("etc/apt/sources.list")
+    mirror = [sources.split()[1]] if sources else []
     with tempfile.TemporaryDirectory(prefix="venice-debootstrap-") as root:
-        command = ["debootstrap", "--variant=minbase", RELEASE, root, mirror]
+        command = ["debootstrap", "--variant=minbase", RELEASE, root, *mirror]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             tail = "\n".join(done.stdout.strip().splitlines()[-5:])
