@@ -25,6 +25,8 @@ from paramiko.ssh_exception import NoValidConnectionsError
 from venice.errors import InputError, UnreachableError, VeniceError
 
 CONNECT_SECONDS = 5
+# a machine that is on takes a TCP connection at once, however busy it is; long enough for one lost packet
+TCP_SECONDS = 1.5
 COMMAND_SECONDS = 30
 
 # paramiko logs a traceback for what is reported here as one sentence
@@ -188,7 +190,7 @@ def _authenticate(client: paramiko.SSHClient, options: SshOptions, sock: Any) ->
         key_filename=[key for key in options.key_files if Path(key).exists()],
         allow_agent=not options.identities_only,
         look_for_keys=not options.key_files,
-        timeout=CONNECT_SECONDS,
+        timeout=TCP_SECONDS,
         banner_timeout=CONNECT_SECONDS,
         auth_timeout=2 * CONNECT_SECONDS,
         sock=sock,
@@ -222,7 +224,7 @@ def _unreachable(where: str, options: SshOptions, error: Exception) -> Unreachab
             f"{options.known_hosts[0] if options.known_hosts else '~/.ssh/known_hosts'}",
         )
     if isinstance(error, TimeoutError):
-        return UnreachableError(f"{where}: no answer within {CONNECT_SECONDS} s", "is the host on, and the address right?")
+        return UnreachableError(f"{where}: no answer", "is the host on, and the address right?")
     if isinstance(error, socket.gaierror):
         return UnreachableError(f"{where}: the name does not resolve", "set ansible_host to an address in the inventory")
     return UnreachableError(f"{where}: {error or type(error).__name__}", f"try by hand: {by_hand}")

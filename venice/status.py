@@ -9,12 +9,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from venice.cluster import Cluster, Host, Instance
+from venice.cluster import Cluster, Instance
 from venice.errors import VeniceError
 from venice.hosts import DockerHost, over
 
-# Seconds in which a host or service has to answer at all, so that the whole command takes three when one is down; and
-# for the rest of its answer, when it is up but busy.
+# Seconds for a service's answer, and for a host that is up but busy; one that is off is noticed sooner.
 _LIMIT = 2.0
 _BUSY = 6.0
 _GOOD = {"running", "healthy", "RUNNING"}
@@ -63,7 +62,7 @@ def collect(cluster: Cluster) -> Status:
     status = Status(cluster.name)
     hosts = [host for host in cluster.hosts.values() if host.components]
     with ThreadPoolExecutor(3) as pool:
-        containers = pool.submit(_ask, hosts, cluster.name)
+        containers = pool.submit(over, hosts, lambda host: _containers(host, cluster.name), _BUSY)
         brokers = pool.submit(_answer, status, _brokers, cluster) if cluster.instances("kafka") else None
         connectors = pool.submit(_answer, status, _connectors, cluster) if cluster.instances("connect") else None
         for name, found in containers.result().items():
@@ -82,18 +81,6 @@ def _answer(status: Status, ask: Any, cluster: Cluster) -> list[dict[str, Any]]:
     except VeniceError as error:
         status.problems.append(error.message)
         return []
-
-
-def _ask(hosts: list[Host], cluster: str) -> dict[str, Any]:
-    """Each host's containers, or the error that says why not."""
-    connections = [DockerHost(host) for host in hosts]
-    found = over(connections, lambda host: host.transport(), _LIMIT)
-    reached = [c for c in connections if not isinstance(found[c.name], VeniceError)]
-    try:
-        return found | over(reached, lambda host: _containers(host, cluster), _BUSY)
-    finally:
-        for connection in reached:
-            connection.close()
 
 
 def _containers(host: DockerHost, cluster: str) -> dict[str, dict[str, Any]]:
