@@ -80,6 +80,11 @@ class Role:
         """True when the role describes containers."""
         return f"{self.name}_component" in self.defaults
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a component's role says of its containers, untemplated: `<role>_component`."""
+        return self.defaults[f"{self.name}_component"]
+
 
 @functools.cache
 def roles() -> dict[str, Role]:
@@ -143,6 +148,7 @@ class Cluster:
             base.update(role.defaults)
         base |= {"venice_inventory_name": self._inventory_name()}
         self._given = dict(raw)
+        self._documents: dict[str, dict[str, Any]] = {}
         self._vars = {h: base | v | {"groups": self.groups, "inventory_hostname": h} for h, v in raw.items()}
         self.name = str(self.var(self._first, "venice_cluster"))
         self.state_dir = self.inventory_dir / ".venice" / self.name
@@ -213,7 +219,7 @@ class Cluster:
         """Globs of the files on a host in which its components keep what a later deployment has to know."""
         globs = []
         for component in self.hosts[host].components:
-            description = roles()[component].defaults[f"{component}_component"]
+            description = roles()[component].description
             globs += self.template(host, description.get("records", []))
         return globs
 
@@ -229,7 +235,7 @@ class Cluster:
 
     def after_pipelines(self, component: str) -> bool:
         """True for components that become healthy only once the pipelines' topics and schemas are there."""
-        return bool(roles()[component].defaults[f"{component}_component"].get("after_pipelines"))
+        return bool(roles()[component].description.get("after_pipelines"))
 
     @property
     def bootstrap_servers(self) -> str:
@@ -274,7 +280,15 @@ class Cluster:
     # ---- desired state -------------------------------------------------------------------------------------------
 
     def desired(self, host: str) -> dict[str, Any]:
-        """The document that `venice_host` makes true on a host; its form is that module's documentation."""
+        """The document that `venice_host` makes true on a host; its form is that module's documentation.
+
+        Made once: preflight, image shipping and the host's own task ask for the same. Not to be changed by who gets it.
+        """
+        if host not in self._documents:
+            self._documents[host] = self._document(host)
+        return self._documents[host]
+
+    def _document(self, host: str) -> dict[str, Any]:
         document: dict[str, Any] = {
             "cluster": self.name,
             "network": {"name": self.var(host, "venice_network")},
@@ -290,7 +304,7 @@ class Cluster:
         """Adds an instance's directories, files and container to the host's document."""
         role = roles()[instance.component]
         extra = {"instance": instance.as_vars()}
-        raw = {k: v for k, v in role.defaults[f"{role.name}_component"].items() if k not in ("instances", "ports")}
+        raw = {k: v for k, v in role.description.items() if k not in ("instances", "ports")}
         described = self.template(instance.host, raw, extra)
         uid = int(described["user"])
         config = f"{self.var(instance.host, 'venice_config_dir')}/{instance.name}"
@@ -389,7 +403,7 @@ class Cluster:
         return Host(name, str(self.var(name, "venice_address")), components, connection)
 
     def _host_instances(self, host: Host, component: str) -> Iterable[Instance]:
-        description = roles()[component].defaults[f"{component}_component"]
+        description = roles()[component].description
         for number, extra in enumerate(self.template(host.name, description.get("instances", [{}]))):
             name = extra.get("name") or component.replace("_", "-")
             variables = extra | {"index": number, "name": name}
@@ -422,7 +436,7 @@ class Cluster:
         def visit(component: str) -> None:
             if component in order or component not in present:
                 return
-            for needed in roles()[component].defaults[f"{component}_component"].get("after", []):
+            for needed in roles()[component].description.get("after", []):
                 visit(needed)
             order.append(component)
 

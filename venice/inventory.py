@@ -21,8 +21,8 @@ def resolve(given: str | None) -> Path:
         present = names(local)
         if len(present) == 1:
             return local / present[0]
-        known = f"here: {', '.join(present) or 'none'}; shipped: {', '.join(names(_shipped()))}"
-        raise InputError("no inventory was given", f"--inventory NAME or export VENICE_INVENTORY=NAME; {known}")
+        there = f"here: {', '.join(present) or 'none'}; shipped: {', '.join(names(_shipped()))}"
+        raise InputError("no inventory was given", f"--inventory NAME or export VENICE_INVENTORY=NAME; {there}")
     for path in (Path(given), local / given):
         if path.exists():
             if path.is_dir() and not _is_inventory(path):
@@ -34,8 +34,12 @@ def resolve(given: str | None) -> Path:
     if given in names(_shipped()):
         shutil.copytree(_shipped() / given, local / given, ignore=shutil.ignore_patterns(".venice"))
         return local / given
-    known = sorted({*names(local), *names(_shipped())})
-    raise InputError(f"there is no inventory {given!r}, as a path or as inventory/{given}", f"known: {', '.join(known) or 'none'}")
+    raise InputError(f"there is no inventory {given!r}, as a path or as inventory/{given}", f"known: {', '.join(known()) or 'none'}")
+
+
+def known() -> list[str]:
+    """Names that `resolve` finds from the current folder: its own inventories and the shipped ones."""
+    return sorted({*names(Path("inventory")), *names(_shipped())})
 
 
 def names(folder: Path) -> list[str]:

@@ -84,20 +84,13 @@ class ConnectorFile:
 
 @dataclass(frozen=True)
 class Producer:
-    """A Python program that Venice runs as a container. `health`: arguments of its health check, empty without one."""
+    """A Python program that Venice runs as a container; the role `producer` adds the brokers' and the registry's addresses to its
+    environment. `health`: arguments of its health check, empty without one."""
 
     name: str
     script: Path
     environment: dict[str, str]
     health: tuple[str, ...] = ()
-
-    def full_environment(self, variables: dict[str, Any]) -> dict[str, str]:
-        """Its environment with the brokers' and the registry's addresses."""
-        return {
-            "BOOTSTRAP_SERVERS": str(variables["bootstrap_servers"]),
-            "SCHEMA_REGISTRY_URL": str(variables["registry_url"]),
-            **self.environment,
-        }
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from venice import paths
+from venice import paths, pipeline  # noqa: F401 `pipeline`: see below
 from venice.cluster import Cluster, roles
 from venice.errors import VeniceError
 
-# Read once in Ansible's own process, which imports this; its worker processes inherit it.
+# Loaded once in Ansible's own process, which imports this, rather than by each of its workers, which inherit it: the roles,
+# and `pipeline`, which the model needs where there are producers.
 roles()
 
 
@@ -36,7 +37,7 @@ def cluster_of(action: ActionBase, task_vars: dict[str, Any]) -> Cluster:
 
 
 def answering(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Decorator of an action's `run(task_vars, result)`: a VeniceError becomes a failed result with its remedy."""
+    """Decorator of an action's `run(task_vars)`: a VeniceError becomes a failed result with its remedy."""
 
     @functools.wraps(run)
     def wrapped(self: ActionBase, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:

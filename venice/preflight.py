@@ -206,7 +206,7 @@ def _addresses(cluster: Cluster) -> Iterator[Finding]:
 def _requirements(cluster: Cluster) -> Iterator[Finding]:
     used = {c for host in cluster.hosts.values() for c in host.components}
     for component in sorted(used):
-        description = roles()[component].defaults[f"{component}_component"]
+        description = roles()[component].description
         for needed in description.get("requires", []):
             if needed not in used:
                 yield Finding(

@@ -39,7 +39,7 @@ class ActionModule(ActionBase):
         except AnsibleConnectionFailure as error:
             return {"ansible_facts": {"venice_facts": {"unreachable": str(error)}}}
         after = time.time()
-        facts = answer.get("venice_facts") or answer.get("ansible_facts", {}).get("venice_facts")
+        facts = answer.get("venice_facts")
         if answer.get("failed") or facts is None:
             reason = answer.get("msg") or answer.get("module_stderr") or "no answer"
             return {"ansible_facts": {"venice_facts": {"failed": str(reason).strip()}}}

@@ -13,8 +13,6 @@ class ActionModule(ActionBase):
 
     @answering
     def run(self, task_vars):
-        if self._task.check_mode:
-            return {"skipped": True}
         cluster = cluster_of(self, task_vars)
         host, container = task_vars["inventory_hostname"], self._task.args["container"]
         instance = next(i for i in cluster.instances() if (i.host, i.container) == (host, container))

@@ -110,6 +110,16 @@ def test_database_lets_in_workers_only(lab):
     assert remote == ["samenet", *(f"{i.address}/32" for i in lab.instances("connect"))]
 
 
+def test_producers_get_the_addresses(lab):
+    assert container(lab, "lab-1", "venice-producer-bus-locations")["env"] == {
+        "BOOTSTRAP_SERVERS": lab.bootstrap_servers,
+        "SCHEMA_REGISTRY_URL": lab.registry_urls[0],
+        "TOPIC": "bus_locations",
+        "BUSES": "12",
+        "INTERVAL_SECONDS": "1",
+    }
+
+
 def test_containers_are_unprivileged_and_bounded(lab, single):
     for cluster in (lab, single):
         for host in cluster.hosts:

@@ -183,14 +183,9 @@ def test_only_what_differs_is_named():
     ]
 
 
-def test_producers_get_the_addresses(tmp_path):
+def test_producers_environment_is_text(tmp_path):
     found = load(folder(tmp_path, "producers: [{name: p, script: c.json.py, environment: {N: 3, YES_: true}}]", **{"c.json.py": ""}))
-    assert found.producers[0].full_environment(VARIABLES) == {
-        "BOOTSTRAP_SERVERS": "a:9092",
-        "SCHEMA_REGISTRY_URL": "http://a:8081",
-        "N": "3",
-        "YES_": "true",
-    }
+    assert found.producers[0].environment == {"N": "3", "YES_": "true"}
 
 
 # ---- apply, against services that remember what they were told

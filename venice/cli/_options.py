@@ -10,12 +10,7 @@ from venice import inventory
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from pathlib import Path
-
-    from venice import paths
-
-    known = {*inventory.names(Path("inventory")), *inventory.names(paths.resource("inventory"))}
-    return sorted(name for name in known if name.startswith(incomplete))
+    return [name for name in inventory.known() if name.startswith(incomplete)]
 
 
 inventory_option = click.option(
