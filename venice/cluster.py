@@ -233,6 +233,20 @@ class Cluster:
         """`address:port` of every instance of a component."""
         return [i.endpoint(port) for i in self.instances(component)]
 
+    def required(self, component: str, port: str) -> dict[str, str]:
+        """What messages call each instance of a component, by its address: `http://address:port` for a port named `http`.
+
+        Raises InputError when the inventory runs no such component.
+        """
+        found = self.instances(component)
+        if not found:
+            raise InputError(
+                f"{self.inventory_dir}: nothing runs {component}: its group has no hosts",
+                f"add hosts to the group {component}, then `venice deploy`",
+            )
+        scheme = "http://" if port == "http" else ""
+        return {f"{scheme}{i.endpoint(port)}": f"{i.name} on {i.host} ({i.endpoint(port)})" for i in found}
+
     def after_pipelines(self, component: str) -> bool:
         """True for components that become healthy only once the pipelines' topics and schemas are there."""
         return bool(roles()[component].description.get("after_pipelines"))

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -80,9 +80,16 @@ def root_cause(trace: str) -> str:
 class Connect:
     """A Connect cluster behind its workers' URLs; any answers. Calls last `timeout` seconds per worker at most."""
 
-    def __init__(self, urls: list[str], timeout: float = TIMEOUT):
+    def __init__(self, urls: list[str], timeout: float = TIMEOUT, names: Mapping[str, str] | None = None):
+        """`names`: what messages call the worker at a URL."""
         self.urls = urls
+        self._names = dict(names or {})
         self._http = httpx.Client(timeout=timeout, trust_env=False)
+
+    @classmethod
+    def of(cls, cluster: Any, timeout: float = TIMEOUT) -> "Connect":
+        """The cluster's workers. InputError when the inventory has none."""
+        return cls(cluster.connect_urls, timeout, cluster.required("connect", "http"))
 
     def _ask(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> httpx.Response:
         """The answer of the first worker that gives one that lasts."""
@@ -93,11 +100,11 @@ class Connect:
                 try:
                     answer = self._http.request(method, url + path, json=body, **({"timeout": timeout} if timeout else {}))
                 except httpx.HTTPError as error:
-                    failures.append(f"{url}: {error or type(error).__name__}")
+                    failures.append(f"{self._names.get(url, url)}: {error or type(error).__name__}")
                     continue
                 if not _for_now(answer):
                     return answer
-                failures.append(f"{url}: {_message(answer)}")
+                failures.append(f"{self._names.get(url, url)}: {_message(answer)}")
             if time.monotonic() >= deadline:
                 raise UnreachableError(
                     f"Kafka Connect: {'; '.join(failures[-len(self.urls) :])}",

@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import (
@@ -80,11 +81,18 @@ def retention_ms(value: str | int) -> int:
 class Kafka:
     """A cluster reached through `bootstrap_servers` ("a:9092,b:9092"); a call answers or fails in `timeout` seconds."""
 
-    def __init__(self, bootstrap_servers: str, timeout: float = TIMEOUT):
+    def __init__(self, bootstrap_servers: str, timeout: float = TIMEOUT, hosts: str = ""):
+        """`hosts`: where messages say that the brokers are."""
         self.bootstrap_servers = bootstrap_servers
+        self._where = f"{bootstrap_servers} ({hosts})" if hosts else bootstrap_servers
         self.timeout = timeout
         # the library's own lines about single connections would stand between Venice's; failures are raised here
         self._admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0, "socket.connection.setup.timeout.ms": 2000})
+
+    @classmethod
+    def of(cls, cluster: Any, timeout: float = TIMEOUT) -> "Kafka":
+        """The cluster's brokers. InputError when the inventory has none."""
+        return cls(cluster.bootstrap_servers, timeout, ", ".join(cluster.required("kafka", "client").values()))
 
     def _metadata(self):
         try:
@@ -94,7 +102,7 @@ class Kafka:
 
     def _unreachable(self, error: object) -> UnreachableError:
         return UnreachableError(
-            f"Kafka: no broker of {self.bootstrap_servers} answered within {self.timeout:g} s ({error})",
+            f"Kafka: no broker of {self._where} answered within {self.timeout:g} s ({error})",
             "`venice status` shows the brokers, `venice up` starts them",
         )
 

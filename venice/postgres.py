@@ -29,10 +29,8 @@ class Postgres:
     @classmethod
     def of(cls, cluster: Any, host: DockerHost | None = None) -> "Postgres":
         """The cluster's sink. VeniceError when the inventory has none."""
-        instances = cluster.instances("postgres")
-        if not instances:
-            raise InputError("the inventory has no postgres group", "add one host to the group postgres")
-        instance = instances[0]
+        cluster.required("postgres", "sql")
+        instance = cluster.instances("postgres")[0]
         host = host or DockerHost(cluster.hosts[instance.host])
         return cls(host, instance.container, cluster.pipeline_vars["postgres_db"])
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -15,9 +16,16 @@ TIMEOUT = 5.0
 class Registry:
     """A registry behind one or more base URLs; any of them answers. Calls last `timeout` seconds per URL at most."""
 
-    def __init__(self, urls: list[str], timeout: float = TIMEOUT):
+    def __init__(self, urls: list[str], timeout: float = TIMEOUT, names: Mapping[str, str] | None = None):
+        """`names`: what messages call the registry at a URL."""
         self.urls = urls
+        self._names = dict(names or {})
         self._http = httpx.Client(timeout=timeout, trust_env=False)
+
+    @classmethod
+    def of(cls, cluster: Any, timeout: float = TIMEOUT) -> "Registry":
+        """The cluster's registries. InputError when the inventory has none."""
+        return cls(cluster.registry_urls, timeout, cluster.required("schema_registry", "http"))
 
     def _ask(self, method: str, path: str, body: Any = None, missing: Any = None) -> Any:
         """The answer's JSON; `missing` for 404 when it is given."""
@@ -26,10 +34,10 @@ class Registry:
             try:
                 answer = self._http.request(method, url + path, json=body)
             except httpx.HTTPError as error:
-                failures.append(f"{url}: {error or type(error).__name__}")
+                failures.append(f"{self._names.get(url, url)}: {error or type(error).__name__}")
                 continue
             if answer.status_code >= 500:
-                failures.append(f"{url}: {_message(answer)}")
+                failures.append(f"{self._names.get(url, url)}: {_message(answer)}")
                 continue
             if answer.status_code == 404 and missing is not None:
                 return missing

@@ -141,7 +141,7 @@ def _ago(started: str) -> str:
 def _brokers(cluster: Cluster) -> list[dict[str, Any]]:
     from venice.kafka import Kafka
 
-    kafka = Kafka(cluster.bootstrap_servers, timeout=_LIMIT)
+    kafka = Kafka.of(cluster, timeout=_LIMIT)
     registered, partitions, controller = kafka.brokers(), kafka.partitions(), kafka.controller()
     return [
         {
@@ -161,7 +161,7 @@ def _brokers(cluster: Cluster) -> list[dict[str, Any]]:
 def _connectors(cluster: Cluster) -> list[dict[str, Any]]:
     from venice.connect import Connect
 
-    found = Connect(cluster.connect_urls, timeout=_LIMIT).connectors()
+    found = Connect.of(cluster, timeout=_LIMIT).connectors()
     return [
         {
             "name": c.name,

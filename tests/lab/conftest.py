@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import docker
 import pytest
 
+from tests.lab.support import ROOT, venice, wait_until, whole
 from venice import lab as lab_module
+from venice.cluster import Cluster
 
 # Whatever cluster an earlier run or another checkout left there: `venice destroy` knows only its own.
 _REMOVE = """
@@ -30,6 +32,14 @@ def undeployed(lab: list[str]) -> None:
     for name in lab:
         left = lab_module.run(name, ["sudo", "sh", "-c", _REMOVE])
         assert left.returncode == 0, left.stderr
+
+
+@pytest.fixture(scope="module")
+def deployed(lab: list[str]) -> Cluster:
+    """The lab's cluster as `inventory/lab` says, whatever was there before; a deployment that finds it whole takes seconds."""
+    venice("deploy", "-i", "lab")
+    wait_until(whole, 60, "everything healthy")
+    return Cluster.load(ROOT / "inventory" / "lab")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ def venice(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command():
     result = CliRunner().invoke(cli, ["--help"])
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.output.split("Commands:")[1].strip().splitlines()] == COMMANDS
+    assert [line.split()[0] for line in result.output.split("Commands:")[1].strip().split("\n\n")[0].splitlines()] == COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)

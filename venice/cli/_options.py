@@ -25,6 +25,19 @@ prune_option = click.option("--prune", is_flag=True, help="Remove containers of 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def cluster_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--inventory` of commands that ask a running cluster; handed over as one `cluster`."""
+
+    @inventory_option
+    @functools.wraps(command)
+    def wrapped(inventory_name: str | None, **rest: Any) -> Any:
+        from venice.cluster import Cluster
+
+        return command(cluster=Cluster.load(inventory.resolve(inventory_name)), **rest)
+
+    return wrapped
+
+
 def playbook_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--inventory --limit -e -v` of commands that run a playbook; handed over as one `options`."""
 

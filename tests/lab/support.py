@@ -1,0 +1,81 @@
+"""What the tests on lab hosts share: the command line, questions to the cluster, waiting for answers."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jsonschema import Draft202012Validator
+
+from venice import lab as machines
+from venice.cluster import Cluster
+from venice.hosts import DockerHost, over
+
+ROOT = Path(__file__).resolve().parents[2]
+VENICE = [sys.executable, "-m", "venice"]
+HOSTS = ("lab-1", "lab-2", "lab-3")
+
+
+def venice(*arguments: str, expect: int = 0, timeout: float = 900) -> str:
+    """Runs the command line from the checkout; returns all it printed."""
+    done = subprocess.run([*VENICE, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    output = done.stdout + done.stderr
+    assert done.returncode == expect, output
+    assert "Traceback" not in output, output
+    return output
+
+
+def status() -> dict:
+    """`venice status --json`, whatever its exit code."""
+    done = subprocess.run([*VENICE, "status", "-i", "lab", "--json"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return json.loads(done.stdout)
+
+
+def wait_until(question, seconds: float, what: str):
+    """Asks until the answer is true; fails with the last answer."""
+    deadline = time.monotonic() + seconds
+    while not (answer := question()):
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}: {answer!r}"
+        time.sleep(1)
+    return answer
+
+
+def whole() -> bool:
+    """Every container healthy, every broker in sync with all it holds, every connector running."""
+    found = status()
+    return (
+        all(c["health"] == "healthy" for c in found["containers"])
+        and len(found["brokers"]) == 3
+        and all(b["registered"] and b["in_sync"] == b["replicas"] for b in found["brokers"])
+        and all(c["running"] for c in found["connectors"])
+    )
+
+
+def starts(cluster: Cluster, hosts: dict | None = None) -> dict[tuple[str, str], tuple[str, str]]:
+    """(host, container) -> (id, start time) of all containers: equal before and after means nothing was restarted."""
+
+    def look(host: DockerHost) -> dict[str, tuple[str, str]]:
+        found = host.docker.containers.list(all=True, filters={"label": "venice.cluster"})
+        return {c.name: (c.id, c.attrs["State"]["StartedAt"]) for c in found}
+
+    answers = over((hosts or cluster.hosts).values(), look)
+    return {(host, name): seen for host, containers in answers.items() for name, seen in containers.items()}
+
+
+def sql(cluster: Cluster, query: str) -> str:
+    """The first value that PostgreSQL answers, asked in its container as its own superuser."""
+    [postgres] = cluster.instances("postgres")
+    argv = ["sudo", "docker", "exec", "-i", postgres.container, "psql", "-At", "-d", "venice", "-c", query]
+    done = machines.run(postgres.host, argv)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def from_json(text: str, name: str):
+    """A command's `--json` output, checked against the form that `docs/json/<name>.schema.json` promises."""
+    schema = json.loads((ROOT / "docs" / "json" / f"{name}.schema.json").read_text())
+    Draft202012Validator.check_schema(schema)
+    found = json.loads(text)
+    Draft202012Validator(schema).validate(found)
+    return found
