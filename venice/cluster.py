@@ -289,6 +289,8 @@ class Cluster:
             "postgres_host": postgres.address if postgres else "",
             "postgres_port": postgres.ports["sql"] if postgres else "",
             "postgres_db": self.var(self._first, "postgres_database"),
+            "postgres_user": self.var(self._first, "postgres_user"),
+            "postgres_replication_user": self.var(self._first, "postgres_replication_user"),
         }
 
     # ---- desired state -------------------------------------------------------------------------------------------

@@ -87,11 +87,11 @@ def test_dependency_order(lab):
     assert order.index("postgres") < order.index("connect")
 
 
-def test_secret_files_are_marked_and_nobody_else_holds_the_password(lab):
+@pytest.mark.parametrize("name", ["postgres_password", "postgres_replication_password"])
+def test_secret_files_are_marked_and_nobody_else_holds_the_password(lab, name):
     document = lab.desired("lab-3")
-    secret = (
-        next(f for f in document["files"] if f["path"].endswith("secrets.properties"))["content"].split("postgres_password=")[1].strip()
-    )
+    lines = next(f for f in document["files"] if f["path"].endswith("secrets.properties"))["content"].splitlines()
+    secret = dict(line.split("=", 1) for line in lines)[name]
     assert len(secret) == 32
     for entry in document["files"]:
         assert entry["secret"] == (secret in entry["content"])
@@ -106,8 +106,16 @@ def test_secrets_are_made_once(lab):
 
 def test_database_lets_in_workers_only(lab):
     text = file(lab, "lab-3", "/etc/venice/postgres/pg_hba.conf")
-    remote = [line.split()[3] for line in text.splitlines() if line.startswith("host ")]
-    assert remote == ["samenet", *(f"{i.address}/32" for i in lab.instances("connect"))]
+    remote = [line.split()[2:4] for line in text.splitlines() if line.startswith("host ")]
+    assert [address for _, address in remote] == ["samenet", *(f"{i.address}/32" for i in lab.instances("connect"))]
+    assert {users for users, _ in remote} == {"venice,venice_replication"}
+
+
+def test_only_change_data_capture_may_read_the_log(lab):
+    statements = file(lab, "lab-3", "/etc/venice/postgres/bootstrap.sql").split(";")
+    roles = {s.split('"')[1]: s for s in statements if "ALTER ROLE" in s}
+    assert "NOSUPERUSER" in roles["venice"] and "NOREPLICATION" in roles["venice"]
+    assert "NOSUPERUSER" in roles["venice_replication"] and " REPLICATION " in roles["venice_replication"]
 
 
 def test_producers_get_the_addresses(lab):
