@@ -306,6 +306,12 @@ def with_sink_defaults(name: str, config: dict[str, str], replication: int) -> d
     }
 
 
+def dead_letter_topic(config: dict[str, str]) -> TopicSpec | None:
+    """The topic that a sink with this configuration sends bad records to: kept for ever; None when it names none."""
+    name = config.get("errors.deadletterqueue.topic.name")
+    return TopicSpec(name, 1, None, {"retention.ms": "-1", "cleanup.policy": "delete"}) if name else None
+
+
 # ---- compare and apply ----------------------------------------------------------------------------------------------
 
 
@@ -360,10 +366,10 @@ def _apply_topics(cluster, pipeline: Pipeline, connectors, replication: int, che
     named = {topic.name for topic in topics}
     # Connect would make a dead letter topic only when the first bad record comes, with the brokers' retention
     for config in connectors.values():
-        dlq = config.get("errors.deadletterqueue.topic.name")
-        if dlq and dlq not in named:
-            topics.append(TopicSpec(dlq, 1, None, {"retention.ms": "-1", "cleanup.policy": "delete"}))
-            named.add(dlq)
+        dlq = dead_letter_topic(config)
+        if dlq and dlq.name not in named:
+            topics.append(dlq)
+            named.add(dlq.name)
     if not topics:
         return
     existing = Kafka(cluster.bootstrap_servers)
@@ -417,13 +423,20 @@ def _apply_connectors(cluster, connectors: dict[str, dict[str, str]], check: boo
         if not check:
             _restart_with(connect, name, config)
         note(Change("connector", name, "update", differences))
-    if check:
-        return
+    if not check:
+        wait_running(cluster, connect, list(connectors), started, report)
+
+
+def wait_running(cluster: Any, connect: Connect, names: list[str], since: float, report: Callable[[str], None] = lambda line: None) -> None:
+    """Return once all these connectors and every task of theirs run; VeniceError with the cause when one fails.
+
+    What the workers have logged since then (seconds since 1970) is added to the cause.
+    """
     try:
-        connect.wait_running(list(connectors), RUNNING_SECONDS, report)
+        connect.wait_running(names, RUNNING_SECONDS, report)
     except VeniceError as error:
         # some plugins keep the reason to themselves: "check the logs for details"
-        said = _workers_say(cluster, started)
+        said = _workers_say(cluster, since)
         error.message += "".join(f"\n  the log says: {line}" for line in said if line not in error.message)
         raise
 
