@@ -1,11 +1,10 @@
 """Kafka as an operator asks it: brokers, quorum, topics, and whether a broker may restart now."""
 
 import contextlib
-import re
 import socket
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import KafkaException
@@ -20,6 +19,7 @@ from confluent_kafka.admin import (
 )
 
 from venice.errors import InputError, UnreachableError, VeniceError
+from venice.specs import Difference, TopicSpec
 
 TIMEOUT = 5.0
 # a controller that has not caught up with the active one for this long does not count in its quorum
@@ -47,35 +47,6 @@ class Quorum:
     leader: int
     voters: dict[int, int]
     observers: tuple[int, ...] = ()
-
-
-@dataclass
-class TopicSpec:
-    """What a topic should be. `replication` None: new topics get the default factor, an existing one keeps its own."""
-
-    name: str
-    partitions: int = 1
-    replication: int | None = None
-    config: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class Difference:
-    """One field of a thing that is not as it should be; `current` None: the thing does not exist."""
-
-    field: str
-    current: str | None
-    desired: str
-
-
-def retention_ms(value: str | int) -> int:
-    """Milliseconds of `unlimited`, `90s`, `30m`, `12h`, `7d`, or of a number (already ms); -1 is unlimited."""
-    if value == "unlimited":
-        return -1
-    match = re.fullmatch(r"(-?\d+)\s*(ms|s|m|h|d|)", str(value))
-    if not match:
-        raise InputError(f"retention {value!r} is no time", "write unlimited, or a number with ms, s, m, h or d, as 7d")
-    return int(match[1]) * {"": 1, "ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}[match[2]]
 
 
 class Kafka:

@@ -18,8 +18,9 @@ from venice import paths
 from venice.connect import Connect
 from venice.errors import InputError, VeniceError
 from venice.hosts import DockerHost, over
-from venice.kafka import Difference, Kafka, TopicSpec, retention_ms
+from venice.kafka import Kafka
 from venice.registry import Registry
+from venice.specs import Difference, TopicSpec, retention_ms
 
 FILE = "pipeline.yml"
 READY_SECONDS = 60.0

@@ -19,7 +19,8 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from tests.lab.support import HOSTS, ROOT, VENICE, sql, starts, status, venice, wait_until, whole
 from venice import lab as machines
 from venice.cluster import Cluster
-from venice.kafka import Kafka, TopicSpec
+from venice.kafka import Kafka
+from venice.specs import TopicSpec
 
 
 @pytest.fixture(scope="module")

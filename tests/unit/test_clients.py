@@ -10,15 +10,14 @@ from venice.errors import InputError, UnreachableError, VeniceError
 from venice.kafka import (
     Partition,
     Quorum,
-    TopicSpec,
     _parse_quorum,
     partitions_allow,
     quorum_allows,
-    retention_ms,
     topic_differences,
 )
 from venice.postgres import Postgres, quote
 from venice.registry import Registry
+from venice.specs import TopicSpec, retention_ms
 
 # ---- Connect
 
