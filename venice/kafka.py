@@ -1,9 +1,7 @@
 """Kafka as an operator asks it: brokers, quorum, topics, and whether a broker may restart now."""
 
 import contextlib
-import socket
-import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +16,9 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+from venice import kafka_protocol
 from venice.errors import InputError, UnreachableError, VeniceError
+from venice.kafka_protocol import Quorum
 from venice.specs import Difference, TopicSpec
 
 TIMEOUT = 5.0
@@ -38,15 +38,6 @@ class Partition:
 
     def __str__(self) -> str:
         return f"{self.topic}-{self.id}"
-
-
-@dataclass(frozen=True)
-class Quorum:
-    """The KRaft quorum: active controller's node id (-1: none), voters' ids, and how far each voter is behind in ms."""
-
-    leader: int
-    voters: dict[int, int]
-    observers: tuple[int, ...] = ()
 
 
 class Kafka:
@@ -126,8 +117,8 @@ class Kafka:
         failures = []
         for address in self.bootstrap_servers.split(","):
             try:
-                return _describe_quorum(address, self.timeout)
-            except (OSError, ValueError, struct.error, IndexError) as error:
+                return kafka_protocol.describe_quorum(address, self.timeout)
+            except (OSError, ValueError) as error:
                 failures.append(f"{address}: {error}")
         raise self._unreachable("; ".join(failures))
 
@@ -270,100 +261,3 @@ def topic_differences(
         found.append(Difference("partitions", str(len(existing)), str(spec.partitions)))
     found += [Difference(key, str(config.get(key)), value) for key, value in spec.config.items() if config.get(key) != value]
     return found
-
-
-# DescribeQuorum (API 55, version 1). librdkafka does not have it, and it is what tells the active controller.
-
-
-def _describe_quorum(address: str, timeout: float) -> Quorum:
-    host, _, port = address.strip().rpartition(":")
-    topic = b"__cluster_metadata"
-    body = b"\x02" + bytes([len(topic) + 1]) + topic + b"\x02" + struct.pack(">i", 0) + b"\0\0\0"
-    client = b"venice"
-    request = struct.pack(">hhih", 55, 1, 1, len(client)) + client + b"\0" + body
-    with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout) as connection:
-        connection.sendall(struct.pack(">i", len(request)) + request)
-        (size,) = struct.unpack(">i", _exactly(connection, 4))
-        return _parse_quorum(_exactly(connection, size))
-
-
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = connection.recv(size - len(data))
-        if not more:
-            raise ValueError("the connection was closed: is this a Kafka listener without TLS?")
-        data += more
-    return data
-
-
-class _Reader:
-    """Fields of a flexible-version Kafka response, in order."""
-
-    def __init__(self, data: bytes):
-        self.data, self.at = data, 0
-
-    def number(self, form: str) -> int:
-        (value,) = struct.unpack_from(f">{form}", self.data, self.at)
-        self.at += struct.calcsize(f">{form}")
-        return value
-
-    def varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.data[self.at]
-            self.at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-
-    def text(self) -> str:
-        size = self.varint() - 1
-        self.at += max(size, 0)
-        return self.data[self.at - size : self.at].decode() if size > 0 else ""
-
-    def tags(self) -> None:
-        for _ in range(self.varint()):
-            self.varint()
-            self.at += self.varint()
-
-    def array(self, item: Callable[[], object]) -> list:
-        return [item() for _ in range(self.varint() - 1)]
-
-
-def _parse_quorum(data: bytes) -> Quorum:
-    read = _Reader(data)
-    read.number("i")  # correlation id
-    read.tags()
-    if error := read.number("h"):
-        raise ValueError(f"DescribeQuorum failed with Kafka error code {error}")
-    quorums: list[tuple[int, list, list]] = []
-
-    def replica() -> tuple[int, int]:
-        node = read.number("i")
-        read.number("q")  # log end offset
-        read.number("q")  # last fetch
-        caught_up = read.number("q")
-        read.tags()
-        return node, caught_up
-
-    def partition() -> None:
-        read.number("i")
-        failure = read.number("h")
-        leader = read.number("i")
-        read.number("i")  # epoch
-        read.number("q")  # high watermark
-        quorums.append((-1 if failure else leader, read.array(replica), read.array(replica)))
-        read.tags()
-
-    def topic() -> None:
-        read.text()
-        read.array(partition)
-        read.tags()
-
-    read.array(topic)
-    leader, voters, observers = quorums[0]
-    # the active controller reports its own clock as its caught-up time, so no other clock matters
-    now = max((caught_up for _, caught_up in voters), default=0)
-    return Quorum(leader, {node: now - caught_up for node, caught_up in voters}, tuple(node for node, _ in observers))

@@ -10,11 +10,11 @@ from venice.errors import InputError, UnreachableError, VeniceError
 from venice.kafka import (
     Partition,
     Quorum,
-    _parse_quorum,
     partitions_allow,
     quorum_allows,
     topic_differences,
 )
+from venice.kafka_protocol import Replica, parse_log_dirs, parse_quorum
 from venice.postgres import Postgres, quote
 from venice.registry import Registry
 from venice.specs import TopicSpec, retention_ms
@@ -220,7 +220,18 @@ def test_describe_quorum_s_answer_is_read():
     body += b"\x02" + replica(4, 4000) + b"\0"
     topic = b"\x13" + b"__cluster_metadata" + b"\x02" + body + b"\0"
     answer = struct.pack(">i", 1) + b"\0" + struct.pack(">h", 0) + b"\x02" + topic + b"\0"
-    assert _parse_quorum(answer) == Quorum(2, {2: 0, 1: 300}, (4,))
+    assert parse_quorum(answer) == Quorum(2, {2: 0, 1: 300}, (4,))
+
+
+def test_describe_log_dirs_answer_is_read():
+    def partition(number, size, future=0):
+        return struct.pack(">iqqb", number, size, 0, future) + b"\0"
+
+    topic = b"\x02t" + b"\x04" + partition(0, 100) + partition(1, 5_000_000_000) + partition(1, 7, future=1) + b"\0"
+    disk = struct.pack(">h", 0) + b"\x05/log" + b"\x02" + topic + struct.pack(">qq", 10, 5) + b"\0"
+    empty = struct.pack(">h", 56) + b"\x05/bad" + b"\x01" + struct.pack(">qq", -1, -1) + b"\0"
+    answer = struct.pack(">i", 1) + b"\0" + struct.pack(">ih", 0, 0) + b"\x03" + disk + empty + b"\0"
+    assert parse_log_dirs(answer, 2) == [Replica("t", 0, 2, 100), Replica("t", 1, 2, 5_000_000_000)]
 
 
 def test_a_new_topic_is_all_difference():
