@@ -1,12 +1,14 @@
 """Options and endings that several commands share."""
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from venice import inventory
+from venice.errors import InputError
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -23,6 +25,19 @@ inventory_option = click.option(
 )
 prune_option = click.option("--prune", is_flag=True, help="Remove containers of components that left a host's groups.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def ask(question: str, yes: bool) -> None:
+    """Returns when the user says yes, on a terminal, or said so with --yes; before anything that can't be undone.
+
+    Saying no is click's Abort (exit code 130). Without a terminal and without --yes it is an InputError: nobody can answer.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise InputError(f"{question} Nobody can answer: this is no terminal", "add --yes when that is what you want")
+    click.confirm(question, abort=True, err=True)
 
 
 def cluster_option(command: Callable[..., Any]) -> Callable[..., Any]:
