@@ -387,11 +387,11 @@ def _apply_schemas(cluster, pipeline: Pipeline, check: bool, note) -> None:
         differences = []
         latest = registry.latest(schema.subject)
         # an older version stays registered: a registry can't make it the latest again, and who reads it needs nothing new
-        if latest is None or registry.version_of(schema.subject, schema.schema) is None:
+        if latest is None or registry.version_of(schema.subject, json.dumps(schema.schema)) is None:
             current = f"version {latest['version']}" if latest else None
             differences.append(Difference("schema", current, "new version" if latest else "version 1"))
             if not check:
-                registry.register(schema.subject, schema.schema)
+                registry.register(schema.subject, json.dumps(schema.schema))
         level = registry.compatibility(schema.subject) if latest else None
         if schema.compatibility and level != schema.compatibility:
             differences.append(Difference("compatibility", level, schema.compatibility))

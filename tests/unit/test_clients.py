@@ -139,14 +139,6 @@ def test_no_worker_is_one_message_with_all_addresses():
 # ---- registry
 
 
-def test_an_incompatible_schema_says_why():
-    registry = Registry(["http://r:8081"])
-    answer = httpx.Response(409, json={"error_code": 409, "message": "reader's field x has no default"})
-    registry._http = httpx.Client(transport=httpx.MockTransport(lambda request: answer))
-    with pytest.raises(VeniceError, match="409 reader's field x has no default"):
-        registry.register("s-value", {"type": "string"})
-
-
 def test_a_missing_subject_is_none():
     registry = Registry(["http://r:8081"])
     registry._http = httpx.Client(transport=httpx.MockTransport(lambda request: httpx.Response(404, json={})))

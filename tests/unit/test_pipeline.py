@@ -216,7 +216,7 @@ class FakeRegistry:
 
     def latest(self, subject):
         if subject in self.schemas:
-            return {"version": 1, "schema": json.dumps(self.schemas[subject])}
+            return {"version": 1, "schema": self.schemas[subject]}
         return None
 
     def version_of(self, subject, schema):
