@@ -15,16 +15,22 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return [name for name in inventory.known() if name.startswith(incomplete)]
 
 
+def _inherited(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """An option given to a group counts for its subcommands too: `venice topics -i lab show x`."""
+    return value or (ctx.parent and ctx.parent.params.get(param.name)) or value
+
+
 inventory_option = click.option(
     "-i",
     "--inventory",
     "inventory_name",
     metavar="NAME|PATH",
     shell_complete=_complete,
+    callback=_inherited,
     help="A path, or a folder below ./inventory, or one that Venice ships. Default: $VENICE_INVENTORY, else the only one in ./inventory.",
 )
 prune_option = click.option("--prune", is_flag=True, help="Remove containers of components that left a host's groups.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+json_option = click.option("--json", "as_json", is_flag=True, callback=_inherited, help="Print JSON.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
