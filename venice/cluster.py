@@ -432,7 +432,7 @@ class Cluster:
         from venice import pipeline
 
         hosts = self.groups["producer"]
-        found = [p for folder in self.pipelines for p in pipeline.load(folder).producers]
+        found = [p for folder in self.pipelines for p in pipeline.producers(folder)]
         return [
             {
                 "name": f"producer-{p.name}",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ansible.plugins.action import ActionBase
 
-from venice import pipeline
 from venice.errors import UnreachableError
+from venice.pipeline.old import apply
 from venice.play import answering, cluster_of
 
 
@@ -17,7 +17,7 @@ class ActionModule(ActionBase):
         cluster = cluster_of(self, task_vars)
         say = self._display.display
         try:
-            changes = [c for folder in cluster.pipelines for c in pipeline.apply(cluster, folder, self._task.check_mode, say)]
+            changes = [c for folder in cluster.pipelines for c in apply(cluster, folder, self._task.check_mode, say)]
         except UnreachableError:
             if not self._task.check_mode:
                 raise

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import fastavro
 import pytest
 
-from venice import paths, pipeline
+from venice import paths
 from venice.connect import Connector, Task
 from venice.errors import InputError, VeniceError
 from venice.pipeline import config_differences, load, masked, with_sink_defaults
+from venice.pipeline import old as pipeline
 
 VARIABLES = {
     "bootstrap_servers": "a:9092",
@@ -72,7 +73,12 @@ def test_retention_is_unlimited_unless_the_pipeline_says_otherwise(tmp_path):
         ),
         ("topics:\n  - name: a\n  - name: a\n", r"pipeline.yml:3: topics: a is already in line 2"),
         ("topics:\n  - name: a\n    name: b\n", r"pipeline.yml:3: name is given twice \(first in line 2\)"),
-        ("producers:\n  - name: p\n    on: x\n", r"pipeline.yml:3: YAML does not read the key on as a text"),
+        ("producers:\n  - name: p\n    on: x\n", r"pipeline.yml:3: producers.0.on: unknown key"),
+        ("producers:\n  - name: p\n    7: x\n", r"pipeline.yml:3: YAML does not read the key 7 as a text"),
+        ("producers:\n  - name: p\n", r"pipeline.yml:2: producers.0: needs either script .* or image"),
+        ("producers:\n  - name: p\n    image: a\n    health: [x]\n", r"pipeline.yml:2: producers.0: needs either script .* or image"),
+        ("sql:\n  - file: a.sql\n    on: mysql\n", r"pipeline.yml:3: sql.0.on: 'mysql' is not one of"),
+        ("sql:\n  - file: a.sql\n    on: postgres\n", r"pipeline.yml:2: sql.0.file: no file .*a.sql"),
         ("topic: []\n", r"pipeline.yml:1: topic: unknown key"),
         ("topics: [\n", r"pipeline.yml:2: "),
         ("- a\n", r"pipeline.yml:1: the document: \['a'\] is not of type 'object'"),
@@ -219,10 +225,10 @@ class FakeRegistry:
             return {"version": 1, "schema": self.schemas[subject]}
         return None
 
-    def version_of(self, subject, schema):
+    def version_of(self, subject, schema, kind):
         return 1 if self.schemas.get(subject) == schema else None
 
-    def register(self, subject, schema):
+    def register(self, subject, schema, kind):
         self.schemas[subject] = schema
 
     def compatibility(self, subject):
@@ -294,7 +300,7 @@ def test_apply_creates_everything_then_changes_nothing(cluster, sample):
     lines = []
     changes = pipeline.apply(cluster, sample, report=lines.append)
     assert [str(c) for c in changes] == lines
-    assert lines == ["topic t: create", "topic dlq.sink: create", "schema t-value: create", "connector sink: create"]
+    assert [line.split(" (")[0] for line in lines] == ["+ topic t", "+ topic dlq.sink", "+ schema t-value", "+ connector sink"]
     assert pipeline.apply(cluster, sample) == []
 
 
@@ -309,7 +315,7 @@ def test_one_changed_field_changes_that_connector_only(cluster, sample):
     cluster.connect.calls.clear()
     (sample / "c.json").write_text(json.dumps({"name": "sink", "config": SINK["config"] | {"url": "other"}}))
     (change,) = pipeline.apply(cluster, sample)
-    assert str(change) == "connector sink: url: jdbc:a -> other"
+    assert str(change) == "~ connector sink: url: jdbc:a -> other"
     assert cluster.connect.calls == ["stop sink", "put sink", "resume sink"]
 
 
@@ -317,7 +323,7 @@ def test_a_failed_connector_is_started_again(cluster, sample):
     pipeline.apply(cluster, sample)
     cluster.connect.states["sink"] = "FAILED"
     (change,) = pipeline.apply(cluster, sample)
-    assert str(change) == "connector sink: state: FAILED -> RUNNING"
+    assert str(change) == "~ connector sink: state: FAILED -> RUNNING"
     assert cluster.connect.calls[-1] == "resume sink"
 
 
@@ -379,7 +385,7 @@ def test_buses_move_as_fast_as_they_say_and_where_they_head(producer):
 
 def test_reports_fit_the_schema(producer):
     (schema,) = load(paths.resource("pipelines") / "bus_locations").schemas
-    fastavro.schemaless_writer(io.BytesIO(), fastavro.parse_schema(schema.schema), producer.fleet(1, 1)[0].report(1e9))
+    fastavro.schemaless_writer(io.BytesIO(), fastavro.parse_schema(json.loads(schema.text)), producer.fleet(1, 1)[0].report(1e9))
 
 
 def test_health_is_the_age_of_the_last_acknowledgement(producer, tmp_path, monkeypatch):

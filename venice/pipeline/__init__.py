@@ -1,0 +1,26 @@
+"""Pipelines as code: a folder with `pipeline.yml`, schemas, SQL, connectors and producers; loaded, compared, applied.
+
+Loading this loads no client of any service: every command that makes the model of a cluster does it.
+"""
+
+from venice.pipeline.connectors import ConnectorFile, dead_letter_topic, with_sink_defaults
+from venice.pipeline.files import FILE, digest, load, producers
+from venice.pipeline.masks import config_differences, masked
+from venice.pipeline.model import Change, Pipeline, Producer, Schema, Sql
+
+__all__ = [
+    "FILE",
+    "Change",
+    "ConnectorFile",
+    "Pipeline",
+    "Producer",
+    "Schema",
+    "Sql",
+    "config_differences",
+    "dead_letter_topic",
+    "digest",
+    "load",
+    "masked",
+    "producers",
+    "with_sink_defaults",
+]

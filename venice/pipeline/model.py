@@ -1,0 +1,105 @@
+"""What a pipeline folder says, and what differs from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from venice.pipeline.connectors import ConnectorFile
+from venice.specs import Difference, TopicSpec
+
+MARKS = {"create": "+", "update": "~", "remove": "-"}
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One subject's schema: `text` is the file's, `type` AVRO, JSON or PROTOBUF. `compatibility` None leaves the registry's level."""
+
+    subject: str
+    file: Path
+    type: str
+    text: str
+    compatibility: str | None = None
+
+
+@dataclass(frozen=True)
+class Sql:
+    """A file of statements. `name` is what `pipeline.yml` calls it; `on` the engine, None for the inventory's stream processor.
+
+    `text` is the file before `${...}` are replaced.
+    """
+
+    name: str
+    file: Path
+    text: str
+    on: str | None = None
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A program that Venice runs as a container: a Python `script` in Venice's producer image, or an `image` (then `script` is None).
+
+    `environment` has TOPIC, too; the role `producer` adds the brokers' and the registry's addresses. `health`: arguments of a
+    script's health check, empty without one. `memory` None: the role's limit.
+    """
+
+    name: str
+    pipeline: str
+    script: Path | None = None
+    image: str = ""
+    command: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    health: tuple[str, ...] = ()
+    memory: str | None = None
+
+    @property
+    def instance(self) -> str:
+        """The name of its instance, as `venice status` shows it."""
+        return f"producer-{self.name}"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline folder, read and checked. `places`: where each thing stands, `file:line` by kind and name (and key)."""
+
+    name: str
+    folder: Path
+    description: str = ""
+    topics: tuple[TopicSpec, ...] = ()
+    schemas: tuple[Schema, ...] = ()
+    sql: tuple[Sql, ...] = ()
+    connectors: tuple[ConnectorFile, ...] = ()
+    producers: tuple[Producer, ...] = ()
+    places: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+
+    def place(self, *what: str) -> str:
+        """`file:line` of a thing (kind, name) or of one key of it; the file alone for what is implied, as a dead letter topic."""
+        return self.places.get(what) or self.places.get(what[:2]) or str(self.folder / "pipeline.yml")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing of a pipeline that was (or would be) created, updated or removed. Secrets in it are masked."""
+
+    kind: str
+    name: str
+    action: str
+    differences: tuple[Difference, ...] = ()
+
+    def __str__(self) -> str:
+        """`+ topic orders (partitions 3, ...)`, `~ connector x: field: a -> b`, `- schema s`."""
+        head = f"{MARKS[self.action]} {self.kind} {self.name}"
+        if self.action == "create":
+            said = ", ".join(f"{d.field} {d.desired}" for d in self.differences if d.desired and self.kind != "connector")
+            return f"{head} ({said})" if said else head
+        fields = ", ".join(f"{d.field}: {d.current or '(none)'} -> {d.desired or '(none)'}" for d in self.differences)
+        return f"{head}: {fields}" if fields else head
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form for JSON."""
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "action": self.action,
+            "differences": [{"field": d.field, "current": d.current, "desired": d.desired} for d in self.differences],
+        }
