@@ -3,7 +3,8 @@
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -12,6 +13,8 @@ import httpx
 from venice.errors import InputError, UnreachableError, VeniceError
 
 TIMEOUT = 5.0
+# a worker whose machine is on takes a connection at once
+_CONNECT_SECONDS = 1.5
 _POLL_SECONDS = 0.25
 # Connect validates a configuration before it answers (a JDBC one loads its driver), and refuses while workers rebalance
 _PUT_SECONDS = 30.0
@@ -19,12 +22,13 @@ _PUT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a connector; `cause` is the root cause of its failure."""
+    """One task of a connector; `cause` is the root cause of its failure, `host` its worker's when that is known."""
 
     id: int
     state: str
     worker: str
     cause: str = ""
+    host: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Connector:
     cause: str = ""
     tasks: tuple[Task, ...] = ()
     config: dict[str, str] = field(default_factory=dict)
+    host: str = ""
 
     @property
     def running(self) -> bool:
@@ -48,15 +53,66 @@ class Connector:
     def failure(self) -> str:
         """What failed and why, as one line; empty when nothing did."""
         if self.state == "FAILED":
-            return f"connector {self.name} on {self.worker}: {self.cause}"
+            return f"connector {self.name} on {self.host or self.worker}: {self.cause}"
         for task in self.tasks:
             if task.state == "FAILED":
-                return f"connector {self.name}, task {task.id} on {task.worker}: {task.cause}"
+                return f"connector {self.name}, task {task.id} on {task.host or task.worker}: {task.cause}"
         return ""
 
     def __str__(self) -> str:
         running = sum(task.state == "RUNNING" for task in self.tasks)
         return f"{self.name} {self.state}, {running}/{len(self.tasks)} tasks running"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One Connect worker; `id` is its advertised `address:port`, `error` why it does not answer (empty: it does)."""
+
+    id: str
+    host: str
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An installed connector plugin; `type` is sink or source."""
+
+    name: str
+    type: str
+    version: str
+
+    @property
+    def short(self) -> str:
+        """The class's name without its package."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a plugin as its own config definition has it; `default` None: it has none."""
+
+    name: str
+    type: str
+    required: bool
+    default: str | None
+    importance: str
+    documentation: str
+    group: str = ""
+
+    @property
+    def secret(self) -> bool:
+        """True for passwords."""
+        return self.type == "PASSWORD"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What Connect's validation says of one option: its value as Connect sees it, errors, and values it recommends."""
+
+    option: Option
+    value: str | None
+    errors: tuple[str, ...] = ()
+    recommended: tuple[str, ...] = ()
 
 
 def root_cause(trace: str) -> str:
@@ -80,16 +136,51 @@ def root_cause(trace: str) -> str:
 class Connect:
     """A Connect cluster behind its workers' URLs; any answers. Calls last `timeout` seconds per worker at most."""
 
-    def __init__(self, urls: list[str], timeout: float = TIMEOUT, names: Mapping[str, str] | None = None):
-        """`names`: what messages call the worker at a URL."""
-        self.urls = urls
+    def __init__(
+        self,
+        urls: list[str],
+        timeout: float = TIMEOUT,
+        names: Mapping[str, str] | None = None,
+        hosts: Mapping[str, str] | None = None,
+    ):
+        """`names`: what messages call the worker at a URL; `hosts`: the host of the worker with an id (`address:port`)."""
+        self.urls = list(urls)
         self._names = dict(names or {})
-        self._http = httpx.Client(timeout=timeout, trust_env=False)
+        self._hosts = dict(hosts or {})
+        self._http = httpx.Client(timeout=self._limit(timeout), trust_env=False)
 
     @classmethod
     def of(cls, cluster: Any, timeout: float = TIMEOUT) -> "Connect":
         """The cluster's workers. InputError when the inventory has none."""
-        return cls(cluster.connect_urls, timeout, cluster.required("connect", "http"))
+        names = cluster.required("connect", "http")
+        hosts = {worker.endpoint("http"): worker.host for worker in cluster.instances("connect")}
+        return cls(cluster.connect_urls, timeout, names, hosts)
+
+    @staticmethod
+    def _limit(seconds: float) -> httpx.Timeout:
+        return httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
+
+    def workers(self) -> list[Worker]:
+        """All workers of the inventory, asked at once. Later calls ask those first that answered."""
+
+        def ask(url: str) -> str:
+            try:
+                answer = self._http.get(f"{url}/", timeout=self._limit(_CONNECT_SECONDS))
+            except httpx.HTTPError as error:
+                return str(error) or type(error).__name__
+            return _message(answer) if answer.is_error else ""
+
+        with ThreadPoolExecutor(max(1, len(self.urls))) as pool:
+            errors = dict(zip(self.urls, pool.map(ask, self.urls), strict=True))
+        ids = {url: url.removeprefix("http://") for url in self.urls}
+        found = [Worker(ids[url], self._hosts.get(ids[url], ""), errors[url]) for url in self.urls]
+        self.urls.sort(key=lambda url: bool(errors[url]))
+        return found
+
+    def _known(self, connector: Connector) -> Connector:
+        """The connector with its workers' hosts."""
+        tasks = tuple(replace(task, host=self._hosts.get(task.worker, "")) for task in connector.tasks)
+        return replace(connector, tasks=tasks, host=self._hosts.get(connector.worker, ""))
 
     def _ask(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> httpx.Response:
         """The answer of the first worker that gives one that lasts."""
@@ -98,7 +189,7 @@ class Connect:
         while True:
             for url in self.urls:
                 try:
-                    answer = self._http.request(method, url + path, json=body, **({"timeout": timeout} if timeout else {}))
+                    answer = self._http.request(method, url + path, json=body, **({"timeout": self._limit(timeout)} if timeout else {}))
                 except httpx.HTTPError as error:
                     failures.append(f"{self._names.get(url, url)}: {error or type(error).__name__}")
                     continue
@@ -126,7 +217,7 @@ class Connect:
         """All connectors by name, with tasks and configuration."""
         answer = self._json("GET", "/connectors?expand=status&expand=info")
         return {
-            name: _connector(parts["status"], parts.get("info", {}).get("config", {}))
+            name: self._known(_connector(parts["status"], parts.get("info", {}).get("config", {})))
             for name, parts in sorted(answer.items())
             if "status" in parts
         }
@@ -134,7 +225,7 @@ class Connect:
     def status(self, name: str) -> Connector | None:
         """One connector; None when it is not there (or was made an instant ago)."""
         answer = self._ask("GET", f"/connectors/{quote(name, safe='')}/status")
-        return None if answer.status_code == 404 else _connector(answer.json(), {})
+        return None if answer.status_code == 404 else self._known(_connector(answer.json(), {}))
 
     def config(self, name: str) -> dict[str, str] | None:
         """Stored configuration, references to secrets unresolved; None when there is no such connector."""
@@ -157,19 +248,72 @@ class Connect:
     def stop(self, name: str, seconds: float = _PUT_SECONDS) -> None:
         """Stop a connector and return once its tasks are gone, so that states seen later are those of new tasks."""
         self._json("PUT", f"/connectors/{quote(name, safe='')}/stop", timeout=_PUT_SECONDS)
+        self._wait(name, lambda connector: connector.state == "STOPPED" and not connector.tasks, "stopped", seconds)
+
+    def pause(self, name: str, seconds: float = _PUT_SECONDS) -> None:
+        """Pause a connector and return once it and its tasks are; its tasks stay where they are."""
+        self._json("PUT", f"/connectors/{quote(name, safe='')}/pause", timeout=_PUT_SECONDS)
+        self._wait(name, lambda c: {c.state, *(task.state for task in c.tasks)} == {"PAUSED"}, "paused", seconds)
+
+    def delete(self, name: str, seconds: float = _PUT_SECONDS) -> None:
+        """Delete a connector and return once no worker knows it any more. What it wrote, and its offsets, stay."""
+        self._json("DELETE", f"/connectors/{quote(name, safe='')}", timeout=_PUT_SECONDS)
+        self._wait(name, lambda connector: False, "gone", seconds)
+
+    def restart_failed(self, name: str, seconds: float = _PUT_SECONDS) -> None:
+        """Start a connector again that has itself failed (not its tasks: it can't be stopped), as long as it takes to leave that state.
+
+        One that is still failed after `seconds` has failed again: `wait_running` tells why.
+        """
+        self._json("POST", f"/connectors/{quote(name, safe='')}/restart?includeTasks=true", timeout=_PUT_SECONDS)
         deadline = time.monotonic() + seconds
-        while (connector := self.status(name)) and (connector.state != "STOPPED" or connector.tasks):
+        while (connector := self.status(name)) and connector.state == "FAILED" and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+
+    def _wait(self, name: str, ended: Callable[[Connector], bool], what: str, seconds: float) -> None:
+        """Return once the connector is as wanted, or not there at all."""
+        deadline = time.monotonic() + seconds
+        while (connector := self.status(name)) and not ended(connector):
             if time.monotonic() > deadline:
-                raise VeniceError(f"connector {connector} did not stop within {seconds:g} s", "`venice logs connect`")
+                raise VeniceError(f"connector {connector}: not {what} within {seconds:g} s", "`venice logs connect`")
             time.sleep(_POLL_SECONDS)
 
     def resume(self, name: str) -> None:
         """Let a stopped or paused connector run."""
         self._json("PUT", f"/connectors/{quote(name, safe='')}/resume", timeout=_PUT_SECONDS)
 
-    def plugins(self) -> list[str]:
-        """Class names of the installed connector plugins."""
-        return sorted(plugin["class"] for plugin in self._json("GET", "/connector-plugins"))
+    def topics(self, name: str) -> list[str]:
+        """The topics that a connector has really read or written since it was made (or since that was reset)."""
+        answer = self._json("GET", f"/connectors/{quote(name, safe='')}/topics")
+        return sorted(answer.get(name, {}).get("topics", []))
+
+    def offsets(self, name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """How far a connector is, as it has committed: (partition, offset) in the plugin's own form."""
+        answer = self._json("GET", f"/connectors/{quote(name, safe='')}/offsets")
+        return [(item["partition"] or {}, item["offset"] or {}) for item in answer["offsets"]]
+
+    def plugins(self) -> list[Plugin]:
+        """The installed connector plugins, sinks first."""
+        found = [Plugin(p["class"], p["type"], str(p.get("version") or "")) for p in self._json("GET", "/connector-plugins")]
+        return sorted(found, key=lambda plugin: (plugin.type, plugin.name))
+
+    def options(self, plugin: str) -> list[Option]:
+        """All options of a plugin, from its own config definition."""
+        return [_option(o) for o in self._json("GET", f"/connector-plugins/{quote(plugin, safe='')}/config")]
+
+    def validate(self, plugin: str, config: dict[str, str]) -> list[Verdict]:
+        """What Connect says of each option of a configuration; some plugins try their connection for it."""
+        path = f"/connector-plugins/{quote(plugin, safe='')}/config/validate"
+        answer = self._json("PUT", path, config | {"connector.class": plugin}, timeout=_PUT_SECONDS)
+        return [
+            Verdict(
+                _option(entry["definition"] or {"name": entry["value"]["name"]}),
+                entry["value"]["value"],
+                tuple(entry["value"]["errors"]),
+                tuple(str(value) for value in entry["value"]["recommended_values"]),
+            )
+            for entry in answer["configs"]
+        ]
 
     def wait_running(self, names: list[str], seconds: float, report: Callable[[str], None] = lambda line: None) -> None:
         """Return once all these connectors and every task of theirs run.
@@ -211,6 +355,19 @@ def _connector(status: dict[str, Any], config: dict[str, str]) -> Connector:
         root_cause(own.get("trace", "")),
         tasks,
         config,
+    )
+
+
+def _option(definition: dict[str, Any]) -> Option:
+    default = definition.get("default_value")
+    return Option(
+        definition["name"],
+        definition.get("type") or "STRING",
+        bool(definition.get("required")),
+        None if default is None else str(default),
+        definition.get("importance") or "LOW",
+        definition.get("documentation") or "",
+        definition.get("group") or "",
     )
 
 
