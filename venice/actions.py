@@ -1,41 +1,56 @@
 """What the commands that change hosts do: check the input, run the playbook, show it. Returns records; prints through Progress."""
 
 import dataclasses
+from typing import Any
 
 from rich.console import Console
 
 from venice import runner
 from venice.cluster import Cluster
 from venice.errors import InputError
-from venice.preflight import validate
+from venice.preflight import listing, validate
 from venice.progress import Progress, smoke_table
 from venice.records import Record
+from venice.selection import select
 
 
 def checked(options: runner.Options) -> Cluster:
     """The inventory's model. Raises InputError listing every finding; no host is touched."""
     cluster = Cluster.load(options.inventory, runner.parse_extra_vars(options.extra_vars))
     if findings := validate(cluster):
-        text = "\n".join(f"  {f.where}\n    {f.what}\n    → {f.remedy}" for f in findings)
-        count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
-        raise InputError(f"{options.inventory}: {count}; no host was touched\n{text}")
+        raise InputError(f"{options.inventory}: {listing(findings, 'touched')}")
     return cluster
 
 
 def deploy(options: runner.Options, console: Console, prune: bool = False) -> Record:
     """Deploys, applies the pipelines, traces an event."""
+    return _run(
+        "plan" if options.check else "deploy", "deploy", options, console, checked(options), {"venice_prune": True} if prune else {}
+    )
+
+
+def up(options: runner.Options, console: Console) -> Record:
+    """Starts what is deployed; deploys when nothing is there."""
+    return _run("up", "up", options, console, checked(options))
+
+
+def restart(options: runner.Options, console: Console, names: list[str]) -> Record:
+    """Restarts what is named, one container at a time. Raises InputError for an unknown name, or none.
+
+    Only the hosts concerned are asked: that another one is down does not stand in the way.
+    """
     cluster = checked(options)
-    with Progress(console, bool(options.verbosity)) as progress:
-        return runner.run(
-            "plan" if options.check else "deploy", "deploy", options, cluster, _Smoke(progress), {"venice_prune": True} if prune else None
-        )
+    chosen = select(cluster, names)
+    if not chosen:
+        raise InputError("what to restart is not named", "venice restart NAME...: components, instances or hosts, or `all`")
+    hosts = dict.fromkeys(instance.host for instance in chosen)
+    limited = dataclasses.replace(options, limit=options.limit or ",".join(hosts))
+    return _run("restart", "restart", limited, console, cluster, {"venice_restart": names})
 
 
-def play(command: str, options: runner.Options, console: Console, extra: dict | None = None) -> Record:
+def play(command: str, options: runner.Options, console: Console, extra: dict[str, Any] | None = None) -> Record:
     """Runs the playbook of that name on a checked inventory."""
-    cluster = checked(options)
-    with Progress(console, bool(options.verbosity)) as progress:
-        return runner.run(command, command, options, cluster, progress, extra)
+    return _run(command, command, options, console, checked(options), extra)
 
 
 def plan(options: runner.Options, console: Console, prune: bool = False) -> Record:
@@ -55,6 +70,13 @@ def doomed(options: runner.Options, keep_data: bool) -> list[str]:
         data = sorted({m["source"] for c in document["containers"] for m in c["mounts"] if not m["read_only"]})
         lines.append(f"    data {'kept' if keep_data else 'DELETED'}: {', '.join(data) or 'none'}")
     return lines
+
+
+def _run(
+    command: str, playbook: str, options: runner.Options, console: Console, cluster: Cluster, extra: dict[str, Any] | None = None
+) -> Record:
+    with Progress(console, bool(options.verbosity)) as progress:
+        return runner.run(command, playbook, options, cluster, _Smoke(progress), extra)
 
 
 class _Smoke(runner.Listener):

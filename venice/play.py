@@ -10,6 +10,7 @@ from ansible.plugins.action import ActionBase
 from venice import paths, pipeline  # noqa: F401 `pipeline`: see below
 from venice.cluster import Cluster, roles
 from venice.errors import VeniceError
+from venice.preflight import Finding, listing
 
 # Loaded once in Ansible's own process, which imports this, rather than by each of its workers, which inherit it: the roles,
 # and `pipeline`, which the model needs where there are producers.
@@ -50,12 +51,11 @@ def answering(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any
     return wrapped
 
 
-def failed_findings(findings: list[Any]) -> dict[str, Any]:
+def failed_findings(findings: list[Finding]) -> dict[str, Any]:
     """A failed result that lists findings, each with its host and remedy."""
-    lines = [f"{f.where}: {f.what}\n    {f.remedy}" for f in findings]
     return {
         "failed": True,
         "exit_code": 2,
-        "msg": f"{len(findings)} finding{'s' if len(findings) > 1 else ''}; no host was changed\n" + "\n".join(lines),
+        "msg": listing(findings, "changed"),
         "findings": [f.to_dict() for f in findings],
     }

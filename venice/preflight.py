@@ -58,12 +58,32 @@ def validate(cluster: Cluster) -> list[Finding]:
     return list(dict.fromkeys(findings))
 
 
+def listing(findings: list[Finding], untouched: str) -> str:
+    """Findings as text: how many there are and that no host was `untouched`, then each with its place and remedy."""
+    count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}; no host was {untouched}"
+    return "\n".join([count, *(f"  {f.where}: {f.what}\n    → {f.remedy}" for f in findings)])
+
+
+def empty(cluster: Cluster, hosts: list[str]) -> bool:
+    """True when these are all hosts of the cluster, and none has a container of it.
+
+    An engine that is installed but does not run may have some, as may a host that does not answer.
+    """
+    wanted = {host.name for host in cluster.hosts.values() if host.components}
+    facts = [cluster.facts.get(name, {}) for name in wanted]
+    known = all("engine" in f and (f["engine"]["running"] or not f["engine"]["installed"]) for f in facts)
+    return known and wanted <= set(hosts) and not any(c["cluster"] == cluster.name for f in facts for c in f["containers"])
+
+
 def assess(cluster: Cluster, hosts: list[str], purpose: str = "deploy") -> list[Finding]:
     """Everything that stands against a deployment on these hosts, out of the facts gathered.
 
-    Other purposes ask for less: "stop" that each host answers and has an engine, "start" that the containers are there, too.
+    Other purposes ask for less: "stop" that each host answers and has an engine, "start" that the containers are there, too,
+    or that nothing is there at all, which is then deployed.
     """
     findings: list[Finding] = []
+    if purpose == "start" and empty(cluster, hosts):
+        purpose = "deploy"
     for host in (cluster.hosts[h] for h in hosts if h in cluster.hosts and cluster.hosts[h].components):
         facts = cluster.facts.get(host.name, {"unreachable": "no answer"})
         if problem := _contact(cluster, host.name, facts):

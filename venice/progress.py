@@ -72,7 +72,10 @@ class Progress(Listener):
             if kind != "runner_on_skipped":
                 self._title()
             if kind == "runner_on_ok" and not self.verbose:
-                self._differences(host, (data.get("res") or {}))
+                result = data.get("res") or {}
+                if result.get("notice"):
+                    self.console.print(Text(f"  {result['notice']}"), soft_wrap=True)
+                self._differences(host, result)
 
     def _say(self, text: str) -> None:
         """A line that an action says while it works: images being built or sent."""
@@ -162,7 +165,7 @@ def _difference(host: str, difference: Mapping[str, Any]) -> Text:
 def why(difference: Mapping[str, Any]) -> str:
     """What makes a difference, in a few words: `image: a → b`, or its reason."""
     current, desired = difference.get("current"), difference.get("desired")
-    if current is None or desired is None or difference.get("path"):
+    if current is None or current == desired or desired is None or difference.get("path"):
         return str(difference.get("reason") or difference.get("field") or "")
     return f"{difference.get('field', '')}: {_short(current)} → {_short(desired)}"
 

@@ -6,7 +6,7 @@ from ansible.plugins.action import ActionBase
 
 from venice import shipping
 from venice.play import answering, cluster_of, failed_findings
-from venice.preflight import assess
+from venice.preflight import assess, empty
 
 
 class ActionModule(ActionBase):
@@ -16,9 +16,13 @@ class ActionModule(ActionBase):
     def run(self, task_vars):
         cluster = cluster_of(self, task_vars)
         hosts = task_vars["ansible_play_hosts_all"]
-        findings = assess(cluster, hosts, self._task.args.get("purpose", "deploy"))
+        purpose = self._task.args.get("purpose", "deploy")
+        findings = assess(cluster, hosts, purpose)
         if findings:
             return failed_findings(findings)
         lacking = {host: refs for host in hosts if (refs := shipping.lacking(cluster, host))}
         bare = [host for host in hosts if not cluster.facts.get(host, {}).get("engine", {}).get("usable", True)]
-        return {"changed": False, "order": cluster.order, "bare": bare, "lacking": lacking}
+        answer = {"changed": False, "order": cluster.order, "bare": bare, "lacking": lacking, "empty": empty(cluster, hosts)}
+        if purpose == "start" and answer["empty"]:
+            answer["notice"] = f"nothing of {cluster.name} is on its hosts: it is deployed"
+        return answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ansible.plugins.action import ActionBase
 
 from venice.play import answering, cluster_of
-from venice.rolling import wait_may_restart
+from venice.rolling import instance_at, wait_may_restart
 
 
 class ActionModule(ActionBase):
@@ -14,7 +14,9 @@ class ActionModule(ActionBase):
     @answering
     def run(self, task_vars):
         cluster = cluster_of(self, task_vars)
-        host, container = task_vars["inventory_hostname"], self._task.args["container"]
-        instance = next(i for i in cluster.instances() if (i.host, i.container) == (host, container))
-        wait_may_restart(cluster, instance, int(cluster.var(host, "venice_wait_timeout")))
-        return {"changed": False}
+        host = task_vars["inventory_hostname"]
+        instance = instance_at(cluster, host, self._task.args["container"])
+        if self._task.check_mode:
+            return {"changed": False, "connectors": []}
+        connectors = wait_may_restart(cluster, instance, int(cluster.var(host, "venice_wait_timeout")))
+        return {"changed": False, "connectors": connectors}

@@ -32,7 +32,7 @@ from ansible.module_utils.venice_document import complete
 
 STATE_DIR = "/var/lib/venice"
 LOCK_SECONDS = 90
-STATES = ("present", "started", "stopped", "absent")
+STATES = ("present", "started", "stopped", "restarted", "absent")
 CLUSTER = "venice.cluster"
 COMPONENT = "venice.component"
 
@@ -176,6 +176,7 @@ class Run:
             "present": self.present,
             "started": self.started,
             "stopped": self.stopped,
+            "restarted": self.restarted,
             "absent": self.absent,
         }
         apply = steps[self.request.state]()
@@ -435,6 +436,22 @@ class Run:
         self._check_ports()
         return self.apply_starts
 
+    def restarted(self):
+        """The containers named in `roll`: a running one is stopped and started, any other is started."""
+        described = {container["name"]: container for container in self.document["containers"]}
+        for name in self.request.roll:
+            container, current = described.get(name), self.host.inspected.get(name)
+            if not container or not current:
+                text = f"there is no container {name}" if container else f"nothing on this host describes {name}"
+                self.failures.append(failure("restart the container", text, container, "venice deploy makes what the inventory describes"))
+                continue
+            action = "restart" if current["State"]["Status"] in (*ALIVE, "restarting") else "start"
+            self._plan_status(container, current, action, "running")
+            self.plans[-1].wanted_files = _digests(container)
+        self.stop_on_failures()
+        self._check_ports()
+        return self.apply_restarts
+
     def stopped(self):
         for current in self._labelled():
             if current["State"]["Status"] in (*ALIVE, "restarting"):
@@ -602,6 +619,10 @@ class Run:
 
     def apply_starts(self) -> None:
         in_parallel(self._bring_up, self.plans)
+
+    def apply_restarts(self) -> None:
+        halted = in_parallel(self._halt, self.plans)
+        in_parallel(self._bring_up, [plan for plan, good in zip(self.plans, halted) if good])  # noqa: B905
 
     def apply_stops(self) -> None:
         in_parallel(self._stop_only, self.plans)

@@ -25,9 +25,10 @@ options:
     description:
       - V(present) converges files and containers.
       - V(started) starts existing containers, V(stopped) stops them; neither compares anything.
+      - V(restarted) stops and starts the containers named in O(roll), and starts those of them that do not run.
       - V(absent) removes the cluster's containers, and its network when nobody else uses it.
     type: str
-    choices: [present, started, stopped, absent]
+    choices: [present, started, stopped, restarted, absent]
     default: present
   only:
     description: Components to act on; empty means all.
@@ -35,7 +36,9 @@ options:
     elements: str
     default: []
   roll:
-    description: Containers of kind C(rolling) that may be restarted or replaced in this run although they are running.
+    description:
+      - Containers of kind C(rolling) that may be restarted or replaced in this run although they are running.
+      - With O(state=restarted), the containers (of any kind) to restart.
     type: list
     elements: str
     default: []

@@ -10,9 +10,12 @@ from venice.cli._options import playbook_options
 @click.command()
 @playbook_options
 def command(options) -> None:
-    """Start what is deployed, in dependency order, and wait until it is healthy."""
+    """Start what is deployed, in dependency order, and wait until it is healthy.
+
+    Where no host has a container of the cluster, it is deployed.
+    """
     from rich.console import Console
 
     from venice import actions
 
-    sys.exit(actions.play("up", options, Console()).exit_code)
+    sys.exit(actions.up(options, Console()).exit_code)
