@@ -49,7 +49,7 @@ class Kafka:
         self._where = f"{bootstrap_servers} ({hosts})" if hosts else bootstrap_servers
         self.timeout = timeout
         # the library's own lines about single connections would stand between Venice's; failures are raised here
-        self._admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0, "socket.connection.setup.timeout.ms": 2000})
+        self.admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0, "socket.connection.setup.timeout.ms": 2000})
 
     @classmethod
     def of(cls, cluster: Any, timeout: float = TIMEOUT) -> "Kafka":
@@ -58,7 +58,7 @@ class Kafka:
 
     def _metadata(self):
         try:
-            return self._admin.list_topics(timeout=self.timeout)
+            return self.admin.list_topics(timeout=self.timeout)
         except KafkaException as error:
             raise self._unreachable(error) from error
 
@@ -93,15 +93,16 @@ class Kafka:
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in topics]
         if not resources:
             return {}
-        answers = self._admin.describe_configs(resources, request_timeout=self.timeout)
+        answers = self.admin.describe_configs(resources, request_timeout=self.timeout)
         result = {}
         for resource, answer in answers.items():
-            with self._asking(f"configuration of topic {resource.name}"):
+            with self.asking(f"configuration of topic {resource.name}"):
                 result[resource.name] = {key: entry.value for key, entry in answer.result(self.timeout).items()}
         return result
 
     @contextlib.contextmanager
-    def _asking(self, what: str):
+    def asking(self, what: str):
+        """Turns what goes wrong inside into VeniceErrors; `what` says for messages what is asked."""
         try:
             yield
         except TimeoutError as error:
@@ -196,13 +197,13 @@ class Kafka:
         answers: list[tuple[object, object]] = []
         options = {"operation_timeout": self.timeout, "request_timeout": self.timeout}
         if new:
-            answers += self._admin.create_topics(new, **options).items()
+            answers += self.admin.create_topics(new, **options).items()
         if wider:
-            answers += self._admin.create_partitions(wider, **options).items()
+            answers += self.admin.create_partitions(wider, **options).items()
         if altered:
-            answers += self._admin.incremental_alter_configs(altered, request_timeout=self.timeout).items()
+            answers += self.admin.incremental_alter_configs(altered, request_timeout=self.timeout).items()
         for topic, answer in answers:
-            with self._asking(f"topic {getattr(topic, 'name', topic)}"):
+            with self.asking(f"topic {getattr(topic, 'name', topic)}"):
                 answer.result(2 * self.timeout)
 
 
