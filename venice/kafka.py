@@ -1,29 +1,56 @@
 """Kafka as an operator asks it: brokers, quorum, topics, and whether a broker may restart now."""
 
 import contextlib
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
+    ConfigSource,
     NewPartitions,
     NewTopic,
+    OffsetSpec,
     ResourceType,
 )
 
 from venice import kafka_protocol
 from venice.errors import InputError, UnreachableError, VeniceError
-from venice.kafka_protocol import Quorum
+from venice.kafka_protocol import Quorum, Replica
 from venice.specs import Difference, TopicSpec
 
 TIMEOUT = 5.0
 # a controller that has not caught up with the active one for this long does not count in its quorum
 _BEHIND_MS = 5000
+# how long brokers may take to hear of a topic made or deleted
+_SETTLED_SECONDS = 30.0
+_POLL_SECONDS = 0.1
+# a broker's answer about its disks: a listing goes on without one that hangs
+_DISK_SECONDS = 2.0
+# who says that a setting has its value
+_SOURCES = {
+    ConfigSource.DYNAMIC_TOPIC_CONFIG.value: "topic",
+    ConfigSource.DYNAMIC_BROKER_CONFIG.value: "brokers",
+    ConfigSource.DYNAMIC_DEFAULT_BROKER_CONFIG.value: "brokers",
+    ConfigSource.STATIC_BROKER_CONFIG.value: "brokers",
+}
+# Kafka's names for: what you ask for can't be
+_REFUSALS = (
+    "INVALID_CONFIG",
+    "INVALID_PARTITIONS",
+    "INVALID_REPLICATION_FACTOR",
+    "INVALID_REQUEST",
+    "POLICY_VIOLATION",
+    "TOPIC_ALREADY_EXISTS",
+    "TOPIC_EXCEPTION",
+    "UNKNOWN_TOPIC_OR_PART",
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +65,15 @@ class Partition:
 
     def __str__(self) -> str:
         return f"{self.topic}-{self.id}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a topic; `source`: topic (set for it), brokers (of the whole cluster) or Kafka (its default)."""
+
+    name: str
+    value: str
+    source: str
 
 
 class Kafka:
@@ -60,9 +96,10 @@ class Kafka:
         try:
             return self.admin.list_topics(timeout=self.timeout)
         except KafkaException as error:
-            raise self._unreachable(error) from error
+            raise self.unreachable(error) from error
 
-    def _unreachable(self, error: object) -> UnreachableError:
+    def unreachable(self, error: object) -> UnreachableError:
+        """What is raised when no broker answers."""
         return UnreachableError(
             f"Kafka: no broker of {self._where} answered within {self.timeout:g} s ({error})",
             "`venice status` shows the brokers, `venice up` starts them",
@@ -100,17 +137,141 @@ class Kafka:
                 result[resource.name] = {key: entry.value for key, entry in answer.result(self.timeout).items()}
         return result
 
+    def settings(self, topic: str) -> list[Setting]:
+        """All of a topic's settings by name."""
+        [answer] = self.admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)], request_timeout=self.timeout).values()
+        with self.asking(f"configuration of topic {topic}"):
+            entries = answer.result(self.timeout)
+        return [Setting(name, entry.value, _SOURCES.get(entry.source, "Kafka")) for name, entry in sorted(entries.items())]
+
+    def alter(self, topic: str, settings: Mapping[str, str | None]) -> None:
+        """Set a topic's settings; None takes the topic's own value away. InputError for what Kafka does not accept."""
+        entries = [
+            ConfigEntry(key, value or "", incremental_operation=AlterConfigOpType.DELETE if value is None else AlterConfigOpType.SET)
+            for key, value in settings.items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+        [answer] = self.admin.incremental_alter_configs([resource], request_timeout=self.timeout).values()
+        with self.asking(f"topic {topic}", InputError):
+            answer.result(2 * self.timeout)
+
+    def create(self, spec: TopicSpec, default_replication: int) -> None:
+        """Create a topic; returns once every broker knows it. InputError for what Kafka does not accept."""
+        new = NewTopic(spec.name, spec.partitions, spec.replication or default_replication, config=spec.config)
+        [answer] = self.admin.create_topics([new], operation_timeout=self.timeout, request_timeout=self.timeout).values()
+        with self.asking(f"topic {spec.name}", InputError):
+            answer.result(2 * self.timeout)
+        self._wait_for({spec.name}, True)
+
+    def delete(self, topics: Iterable[str]) -> None:
+        """Delete topics; returns once no broker knows them any longer and their files are away."""
+        names = set(topics)
+        answers = self.admin.delete_topics(sorted(names), operation_timeout=self.timeout, request_timeout=self.timeout)
+        for name, answer in answers.items():
+            with self.asking(f"topic {name}"):
+                answer.result(2 * self.timeout)
+        self._wait_for(names, False)
+
+    def _wait_for(self, topics: set[str], there: bool) -> None:
+        """Return once all brokers that run agree that these topics are there or not; brokers learn of it one by one."""
+        deadline = time.monotonic() + _SETTLED_SECONDS
+        for node, address in self.brokers().items():
+            while not self._settled(node, address, topics, there):
+                if time.monotonic() > deadline:
+                    state = "does not know" if there else "still has"
+                    raise VeniceError(f"Kafka: broker {node} {state} {', '.join(sorted(topics))}", "`venice logs kafka` shows what it does")
+                time.sleep(_POLL_SECONDS)
+
+    def _settled(self, node: int, address: str, topics: set[str], there: bool) -> bool:
+        try:
+            if any(kafka_protocol.knows_topic(address, topic, self.timeout) is not there for topic in topics):
+                return False
+            return there or not any(r.topic in topics for r in kafka_protocol.describe_log_dirs(address, node, self.timeout))
+        except OSError:
+            return True  # it has stopped meanwhile: it will learn of it when it starts
+        except ValueError as error:
+            raise VeniceError(f"Kafka: broker {node}: {error}", "`venice logs kafka` shows its side") from error
+
+    def offsets(self, places: Iterable[tuple[str, int]], lenient: bool = False) -> dict[tuple[str, int], tuple[int, int]]:
+        """First offset of each partition (topic, id) and the one that its next record gets, all asked for at once.
+
+        With `lenient` partitions without a leader are left out; else they are an UnreachableError.
+        """
+        partitions = [TopicPartition(*place) for place in places]
+        if not partitions:
+            return {}
+        first, last = (
+            self.admin.list_offsets(dict.fromkeys(partitions, spec), request_timeout=self.timeout)
+            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
+        )
+        found = {}
+        for part in partitions:
+            try:
+                with self.asking(f"offsets of {part.topic}-{part.partition}"):
+                    found[part.topic, part.partition] = (first[part].result(self.timeout).offset, last[part].result(self.timeout).offset)
+            except VeniceError:
+                if not lenient:
+                    raise
+        return found
+
+    def offsets_at(self, places: Iterable[tuple[str, int]], timestamp: int) -> dict[tuple[str, int], int]:
+        """Of each partition the first offset whose record is of that time (ms since 1970) or later; -1 where there is none."""
+        asked = {TopicPartition(*place): OffsetSpec.for_timestamp(timestamp) for place in places}
+        found = {}
+        for part, answer in (self.admin.list_offsets(asked, request_timeout=self.timeout) if asked else {}).items():
+            with self.asking(f"offsets of {part.topic}-{part.partition}"):
+                found[part.topic, part.partition] = answer.result(self.timeout).offset
+        return found
+
+    def delete_records(self, before: Mapping[tuple[str, int], int]) -> None:
+        """Delete all records of these partitions that stand before the given offsets."""
+        wanted = [TopicPartition(*place, offset) for place, offset in before.items()]
+        answers = self.admin.delete_records(wanted, request_timeout=self.timeout, operation_timeout=self.timeout) if wanted else {}
+        for part, answer in answers.items():
+            with self.asking(f"deleting records of {part.topic}-{part.partition}"):
+                answer.result(2 * self.timeout)
+
+    def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
+        """Kafka's own id of each topic: a topic that is made anew under its old name has another."""
+        names = list(topics)
+        answers = self.admin.describe_topics(TopicCollection(names), request_timeout=self.timeout) if names else {}
+        found = {}
+        for name, answer in answers.items():
+            with self.asking(f"topic {name}"):
+                found[name] = str(answer.result(self.timeout).topic_id)
+        return found
+
+    def replicas(self) -> tuple[list[Replica], dict[int, str]]:
+        """What every broker has on its disks, and which brokers could not be asked: node id -> why."""
+        addresses = self.brokers()
+        sizes: list[Replica] = []
+        failed = {}
+        with ThreadPoolExecutor(len(addresses) or 1) as pool:
+            timeout = min(self.timeout, _DISK_SECONDS)
+            asked = {node: pool.submit(kafka_protocol.describe_log_dirs, address, node, timeout) for node, address in addresses.items()}
+        for node, answer in asked.items():
+            try:
+                sizes += answer.result()
+            except (OSError, ValueError) as error:
+                failed[node] = str(error)
+        return sizes, failed
+
     @contextlib.contextmanager
-    def asking(self, what: str):
-        """Turns what goes wrong inside into VeniceErrors; `what` says for messages what is asked."""
+    def asking(self, what: str, refused: type[VeniceError] = VeniceError):
+        """Turns what goes wrong inside into VeniceErrors; `what` says for messages what is asked.
+
+        `refused`: what is raised for what Kafka does not accept.
+        """
         try:
             yield
         except TimeoutError as error:
-            raise self._unreachable(f"{what}: timed out") from error
+            raise self.unreachable(f"{what}: timed out") from error
         except KafkaException as error:
             answer = error.args[0]
             if answer.name() in ("_TIMED_OUT", "_TRANSPORT", "_ALL_BROKERS_DOWN", "REQUEST_TIMED_OUT"):
-                raise self._unreachable(f"{what}: {answer.str()}") from error
+                raise self.unreachable(f"{what}: {answer.str()}") from error
+            if answer.name() in _REFUSALS and refused is InputError:
+                raise InputError(f"{what}: {answer.str()}") from error
             raise VeniceError(f"Kafka: {what}: {answer.str()}", "`venice logs kafka` shows the brokers' side") from error
 
     def quorum(self) -> Quorum:
@@ -121,7 +282,7 @@ class Kafka:
                 return kafka_protocol.describe_quorum(address, self.timeout)
             except (OSError, ValueError) as error:
                 failures.append(f"{address}: {error}")
-        raise self._unreachable("; ".join(failures))
+        raise self.unreachable("; ".join(failures))
 
     def controller(self) -> int:
         """Node id of the active controller, -1 when the quorum has no leader.

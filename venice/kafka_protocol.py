@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _CLIENT = b"venice"
+_UNKNOWN_TOPIC = 3
+_LEADER_NOT_AVAILABLE = 5
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,18 @@ def describe_log_dirs(address: str, broker: int, timeout: float) -> list[Replica
     """All replicas that the broker at `address` ("host:port") has on its disks; `broker` is its node id."""
     # DescribeLogDirs, version 4: no list of topics stands for all
     return _ask(address, timeout, 35, 4, b"\0\0", lambda data: parse_log_dirs(data, broker))
+
+
+def knows_topic(address: str, topic: str, timeout: float) -> bool:
+    """Whether the broker at `address` ("host:port") has the topic in its metadata: brokers learn of changes one by one."""
+    # Metadata, version 9, of one topic, which is not to be created by asking
+    name = topic.encode()
+    body = b"\x02" + _varint(len(name) + 1) + name + b"\0" + b"\0\0\0" + b"\0"
+    return _ask(address, timeout, 3, 9, body, parse_knows_topic)
+
+
+def _varint(value: int) -> bytes:
+    return bytes([value]) if value < 0x80 else bytes([value & 0x7F | 0x80]) + _varint(value >> 7)
 
 
 def _ask(address: str, timeout: float, api: int, version: int, body: bytes, parse: Callable):
@@ -138,6 +152,32 @@ def parse_quorum(data: bytes) -> Quorum:
     # the active controller reports its own clock as its caught-up time, so no other clock matters
     now = max((caught_up for _, caught_up in voters), default=0)
     return Quorum(leader, {node: now - caught_up for node, caught_up in voters}, tuple(node for node, _ in observers))
+
+
+def parse_knows_topic(data: bytes) -> bool:
+    """Whether the one topic that was asked for is there, as the answer's bytes (without their length) say."""
+    read = _Reader(data)
+    read.number("i")  # correlation id
+    read.tags()
+    read.number("i")  # throttle time
+
+    def broker() -> None:
+        read.number("i")
+        read.text()
+        read.number("i")
+        read.text()  # rack
+        read.tags()
+
+    read.array(broker)
+    read.text()  # cluster
+    read.number("i")  # controller
+    if read.varint() != 2:
+        raise ValueError("the answer is not about one topic")
+    error = read.number("h")
+    # a leader that is not there yet does not make the topic less there
+    if error not in (0, _UNKNOWN_TOPIC, _LEADER_NOT_AVAILABLE):
+        raise ValueError(f"Metadata failed with Kafka error code {error}")
+    return error != _UNKNOWN_TOPIC
 
 
 def parse_log_dirs(data: bytes, broker: int) -> list[Replica]:

@@ -104,6 +104,15 @@ class Registry:
         """Text of the schema with this id."""
         return self._ask("GET", f"/schemas/ids/{schema_id}")["schema"]
 
+    def by_id(self, schema_id: int) -> dict[str, Any] | None:
+        """The schema with this id: `{schema, schemaType, references}`, None when there is none."""
+        found = self._ask("GET", f"/schemas/ids/{schema_id}", missing={})
+        return {"schemaType": "AVRO", "references": []} | found if found else None
+
+    def subjects_of(self, schema_id: int) -> list[str]:
+        """Subjects that have the schema with this id."""
+        return self._ask("GET", f"/schemas/ids/{schema_id}/subjects", missing=[])
+
     def version_of(self, subject: str, schema: str, type: str = "AVRO", references: Sequence[dict] = ()) -> int | None:
         """Version under which the subject has this schema; None when it has not."""
         return self._ask("POST", _subject(subject), _body(schema, type, references), missing={}).get("version")
