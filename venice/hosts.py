@@ -276,6 +276,14 @@ class DockerHost:
                 transport = self._client.get_transport()
             return transport
 
+    def watch(self, seconds: float) -> None:
+        """From now on a connection whose host has been silent for `seconds` is lost, also while nothing is said on it."""
+        transport = self.transport()
+        transport.set_keepalive(max(1, int(seconds / 3)))
+        # what is sent and not acknowledged is what tells; through a jump host only that one's connection can be watched
+        with suppress(AttributeError, OSError):
+            transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+
     def run(self, argv: list[str], stdin: str | None = None, timeout: float = COMMAND_SECONDS) -> tuple[int, str, str]:
         """Run a command on the host (never through more than the login shell, every word quoted).
 

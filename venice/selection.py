@@ -22,6 +22,17 @@ def select(cluster: "Cluster", names: Iterable[str]) -> list["Instance"]:
     return [i for component in cluster.order for i in cluster.instances(component) if id(i) in chosen]
 
 
+def one(cluster: "Cluster", name: str) -> "Instance":
+    """The one instance that `name` means; InputError when it means several."""
+    found = select(cluster, [name])
+    if len(found) > 1:
+        raise InputError(
+            f"{cluster.name}: {name!r} is {len(found)} instances, and this works on one",
+            f"name one of them: {', '.join(f'{i.name}@{i.host}' for i in found)}",
+        )
+    return found[0]
+
+
 def known(cluster: "Cluster") -> list[str]:
     """Every name that `select` understands, in the order in which to offer them; container names are not offered."""
     instances = cluster.instances()
