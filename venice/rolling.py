@@ -56,12 +56,12 @@ def order(cluster: "Cluster", pending: list["Instance"]) -> list["Instance"]:
 
 
 def wait_may_restart(cluster: "Cluster", instance: "Instance", timeout: float) -> list[str]:
-    """Returns when the instance may go down: the connectors that run now, when it is a Connect worker (see `wait_back`).
+    """Returns when the instance may go down: the connectors that are meant to run, when it is a Connect worker (see `wait_back`).
 
     Raises VeniceError with what stood against it after `timeout` seconds, or sooner when another broker is down.
     """
     if instance.component == "connect":
-        return _running_connectors(cluster)
+        return _meant_to_run(cluster)
     if instance.component != "kafka":
         return []
     from venice.kafka import Kafka
@@ -90,18 +90,18 @@ def wait_may_restart(cluster: "Cluster", instance: "Instance", timeout: float) -
         time.sleep(0.5)
 
 
-def wait_back(cluster: "Cluster", instance: "Instance", connectors: list[str], timeout: float) -> None:
+def wait_back(cluster: "Cluster", instance: "Instance", connectors: list[str] | None, timeout: float) -> None:
     """Returns when a restarted instance does its whole work again, beyond being healthy.
 
-    A broker: all its replicas are in sync. A Connect worker: `connectors` run again, wherever. Raises VeniceError when that is
-    not so, and nothing got better for `timeout` seconds.
+    A broker: all its replicas are in sync. A Connect worker: `connectors` (None: all that are meant to) run, wherever. Raises
+    VeniceError when that is not so, and nothing got better for `timeout` seconds.
     """
     if instance.component == "kafka":
         _wait_in_sync(cluster, instance, timeout)
-    elif instance.component == "connect" and connectors:
+    elif instance.component == "connect":
         from venice.connect import Connect
 
-        Connect.of(cluster).wait_running(connectors, timeout)
+        Connect.of(cluster).wait_running(_meant_to_run(cluster) if connectors is None else connectors, timeout)
 
 
 def _wait_in_sync(cluster: "Cluster", instance: "Instance", timeout: float) -> None:
@@ -135,11 +135,14 @@ def _down(cluster: "Cluster", instance: "Instance", registered: set[int]) -> lis
     return [i for i in others if i.vars["node_id"] not in registered]
 
 
-def _running_connectors(cluster: "Cluster") -> list[str]:
+def _meant_to_run(cluster: "Cluster") -> list[str]:
+    """Connectors that run, or that no worker has just now; not those that failed, or that somebody paused or stopped."""
     from venice.connect import Connect
 
     with suppress(UnreachableError):
-        return [c.name for c in Connect.of(cluster).connectors().values() if c.running]
+        return [
+            c.name for c in Connect.of(cluster).connectors().values() if c.state in ("RUNNING", "UNASSIGNED") and c.tasks and not c.failure
+        ]
     return []
 
 

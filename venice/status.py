@@ -1,11 +1,15 @@
 """What runs, read from the hosts: containers over SSH, brokers and connectors from the services themselves."""
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +20,8 @@ from venice.hosts import DockerHost, over
 # Seconds for a service's answer, and for a host that is up but busy; one that is off is noticed sooner.
 _LIMIT = 2.0
 _BUSY = 6.0
+# Steps named at the end, the most telling first.
+_STEPS = 3
 _GOOD = {"running", "healthy", "RUNNING"}
 
 
@@ -43,6 +49,7 @@ class Status:
     connectors: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     unreachable: dict[str, str] = field(default_factory=dict)
+    next: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Form for `--json`."""
@@ -57,14 +64,73 @@ class Status:
         return 0 if well and not self.problems and all(c["running"] for c in self.connectors) else 1
 
 
+class Sources:
+    """Connections to a cluster's hosts and services, made at first use and kept from one `collect` to the next."""
+
+    def __init__(self, cluster: Cluster):
+        self.cluster = cluster
+        self.hosts = [DockerHost(host) for host in cluster.hosts.values() if host.components]
+
+    def __enter__(self) -> "Sources":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for host in self.hosts:
+            host.close()
+
+    @cached_property
+    def kafka(self) -> Any:
+        """The brokers' client."""
+        from venice.kafka import Kafka
+
+        return Kafka.of(self.cluster, timeout=_LIMIT)
+
+    @cached_property
+    def connect(self) -> Any:
+        """The workers' client."""
+        from venice.connect import Connect
+
+        return Connect.of(self.cluster, timeout=_LIMIT)
+
+    def renew(self, names: Any) -> None:
+        """Forgets the connections to hosts that did not answer: a new one works again sooner than one that hangs."""
+        for number, host in enumerate(self.hosts):
+            if host.name in names:
+                self.hosts[number] = DockerHost(self.cluster.hosts[host.name])
+                # closing waits for a login that is under way
+                threading.Thread(target=host.close, daemon=True).start()
+
+
 def collect(cluster: Cluster) -> Status:
     """Asks all hosts and services at once; what does not answer within seconds is said so."""
+    with Sources(cluster) as sources:
+        return ask(sources)
+
+
+def watch(cluster: Cluster, seconds: float, console: Console) -> Status:
+    """Shows the status on the whole screen, anew every so many seconds, until Ctrl-C; returns the last one."""
     status = Status(cluster.name)
-    hosts = [host for host in cluster.hosts.values() if host.components]
+    with Sources(cluster) as sources, Live(console=console, screen=True, auto_refresh=False) as live:
+        try:
+            while True:
+                begun = time.monotonic()
+                status = ask(sources)
+                sources.renew(status.unreachable)
+                head = Text(f"{cluster.name} at {datetime.now():%H:%M:%S}, every {seconds:g} s; Ctrl-C ends", style="dim")
+                live.update(Group(head, "", render(status)), refresh=True)
+                time.sleep(max(0.0, seconds - (time.monotonic() - begun)))
+        except KeyboardInterrupt:
+            return status
+
+
+def ask(sources: Sources) -> Status:
+    """What the sources say now; each is asked once."""
+    cluster = sources.cluster
+    status = Status(cluster.name)
     with ThreadPoolExecutor(3) as pool:
-        containers = pool.submit(over, hosts, lambda host: _containers(host, cluster.name), _BUSY)
-        brokers = pool.submit(_answer, status, _brokers, cluster) if cluster.instances("kafka") else None
-        connectors = pool.submit(_answer, status, _connectors, cluster) if cluster.instances("connect") else None
+        containers = pool.submit(over, sources.hosts, lambda host: _containers(host, cluster.name), _BUSY)
+        brokers = pool.submit(_answer, status, _brokers, sources) if cluster.instances("kafka") else None
+        connectors = pool.submit(_answer, status, _connectors, sources) if cluster.instances("connect") else None
         for name, found in containers.result().items():
             if isinstance(found, Exception):
                 status.unreachable[name] = getattr(found, "message", str(found))
@@ -72,12 +138,38 @@ def collect(cluster: Cluster) -> Status:
         status.brokers = brokers.result() if brokers else []
         status.connectors = connectors.result() if connectors else []
     status.containers.sort(key=lambda r: (cluster.order.index(r.component) if r.component in cluster.order else 99, r.host, r.instance))
+    status.next = _next(cluster, status)
     return status
 
 
-def _answer(status: Status, ask: Any, cluster: Cluster) -> list[dict[str, Any]]:
+def _next(cluster: Cluster, status: Status) -> list[str]:
+    """What to run when something is wrong, for the host or component it is wrong on; empty when all is well."""
+    steps: list[str] = []
+    for name in status.unreachable:
+        connection = cluster.hosts[name].vars
+        login = f"{connection['ansible_user']}@" if connection.get("ansible_user") else ""
+        port = f"-p {connection['ansible_port']} " if connection.get("ansible_port") else ""
+        steps.append(f"ssh {port}{login}{connection.get('ansible_host', name)}")
+    there = [r for r in status.containers if r.state != "unknown"]
+    if any(r.state == "missing" for r in there):
+        steps.append("venice deploy")
+    stopped = [r for r in there if r.state in ("exited", "created")]
+    if stopped and len(stopped) == len(there):
+        return [*steps, "venice up"]
+    ill = [r for r in there if r.state not in ("running", "missing") or (r.state == "running" and r.health != "healthy")]
+    # one that has just started is given its time, the others tell in their logs why they do not run
+    steps += [f"venice logs {r.instance}@{r.host}" for r in ill if r not in stopped and r.health != "starting"]
+    steps += [f"venice restart {r.instance}@{r.host}" for r in stopped]
+    if not steps and any(r.health == "starting" for r in ill):
+        steps.append("venice status --watch")
+    if any(c["failure"] for c in status.connectors):
+        steps.append("venice logs connect")
+    return steps[:_STEPS]
+
+
+def _answer(status: Status, ask: Any, sources: Sources) -> list[dict[str, Any]]:
     try:
-        return ask(cluster)
+        return ask(sources)
     except VeniceError as error:
         status.problems.append(error.message)
         return []
@@ -138,10 +230,8 @@ def _ago(started: str) -> str:
     return f"{max(0, int(seconds))}s"
 
 
-def _brokers(cluster: Cluster) -> list[dict[str, Any]]:
-    from venice.kafka import Kafka
-
-    kafka = Kafka.of(cluster, timeout=_LIMIT)
+def _brokers(sources: Sources) -> list[dict[str, Any]]:
+    kafka = sources.kafka
     registered, partitions, controller = kafka.brokers(), kafka.partitions(), kafka.controller()
     return [
         {
@@ -154,14 +244,12 @@ def _brokers(cluster: Cluster) -> list[dict[str, Any]]:
             "replicas": sum(node.vars["node_id"] in p.replicas for p in partitions),
             "in_sync": sum(node.vars["node_id"] in p.isr for p in partitions),
         }
-        for node in cluster.instances("kafka")
+        for node in sources.cluster.instances("kafka")
     ]
 
 
-def _connectors(cluster: Cluster) -> list[dict[str, Any]]:
-    from venice.connect import Connect
-
-    found = Connect.of(cluster, timeout=_LIMIT).connectors()
+def _connectors(sources: Sources) -> list[dict[str, Any]]:
+    found = sources.connect.connectors()
     return [
         {
             "name": c.name,
@@ -184,6 +272,8 @@ def render(status: Status) -> Group:
     for host, why in status.unreachable.items():
         parts += ["", Text(f"{host} does not answer: {why}", style="red")]
     parts += [Text(problem, style="red") for problem in status.problems]
+    if status.next:
+        parts += ["", *(Text(f"next: {step}", style="yellow") for step in status.next)]
     return Group(*parts)
 
 

@@ -17,5 +17,5 @@ class ActionModule(ActionBase):
         host = task_vars["inventory_hostname"]
         timeout = int(cluster.var(host, "venice_wait_timeout"))
         for container in [] if self._task.check_mode else self._task.args["containers"]:
-            wait_back(cluster, instance_at(cluster, host, container), self._task.args.get("connectors", []), timeout)
+            wait_back(cluster, instance_at(cluster, host, container), self._task.args.get("connectors"), timeout)
         return {"changed": False}

@@ -1,30 +1,44 @@
 """`venice status`."""
 
-import json
 import sys
 
 import click
 
-from venice import inventory
-from venice.cli._options import inventory_option, json_option
+from venice.cli._options import cluster_option, json_option
+from venice.cli._output import print_json
+from venice.errors import InputError
 
 
 @click.command()
-@inventory_option
+@cluster_option
 @json_option
-def command(inventory_name: str | None, as_json: bool) -> None:
+@click.option(
+    "-w",
+    "--watch",
+    is_flag=False,
+    flag_value=2.0,
+    type=click.FloatRange(min=0.5),
+    metavar="SECONDS",
+    help="Show it anew every so many seconds (2), until Ctrl-C.",
+)
+def command(cluster, as_json: bool, watch: float | None) -> None:
     """Show every container, broker and connector, and which hosts do not answer.
 
-    Exits with 0 when everything that should run is healthy, 1 when something is not, 3 when a host does not answer.
+    Exits with 0 when everything that should run is healthy, 1 when something is not, 3 when a host does not answer; --watch
+    ends with Ctrl-C and 0. What to run next is named at the end when something is wrong.
     """
     from rich.console import Console
 
     from venice import status
-    from venice.cluster import Cluster
 
-    found = status.collect(Cluster.load(inventory.resolve(inventory_name)))
+    if watch:
+        if as_json or not sys.stdout.isatty():
+            raise InputError("--watch needs a terminal", "without one, call `venice status --json` as often as you like")
+        Console().print(status.render(status.watch(cluster, watch, Console())))
+        return
+    found = status.collect(cluster)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        print_json(found.to_dict())
     else:
         Console().print(status.render(found))
     sys.exit(found.exit_code)

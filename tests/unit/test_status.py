@@ -1,0 +1,62 @@
+"""What the status says to do next, and what comes of the command line."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from venice.cli import cli
+from venice.cluster import Cluster
+from venice.errors import InputError
+from venice.status import Row, Status, _next
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Cluster:
+    return Cluster.load(ROOT / "inventory" / "lab")
+
+
+def row(instance: str, host: str, state: str = "running", health: str = "healthy") -> Row:
+    return Row(instance, instance, host, state, health if state == "running" else "", "", "", "")
+
+
+def steps(lab: Cluster, *rows: Row, **more) -> list[str]:
+    return _next(lab, Status("lab", list(rows), **more))
+
+
+def test_when_all_is_well_nothing_is_to_be_done(lab):
+    assert steps(lab, row("kafka", "lab-1"), row("connect", "lab-2")) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([row("kafka", "lab-1"), row("kafka", "lab-2", health="unhealthy")], ["venice logs kafka@lab-2"]),
+        ([row("kafka", "lab-1"), row("connect", "lab-3", "restarting")], ["venice logs connect@lab-3"]),
+        ([row("kafka", "lab-1"), row("kafka", "lab-2", "exited")], ["venice restart kafka@lab-2"]),
+        ([row("kafka", "lab-1", "exited"), row("kafka", "lab-2", "exited")], ["venice up"]),
+        ([row("kafka", "lab-1"), row("postgres", "lab-3", "missing")], ["venice deploy"]),
+        ([row("kafka", "lab-1"), row("connect", "lab-3", health="starting")], ["venice status --watch"]),
+    ],
+)
+def test_each_trouble_names_its_command(lab, rows, expected):
+    assert steps(lab, *rows) == expected
+
+
+def test_a_host_that_does_not_answer_comes_first(lab):
+    found = steps(
+        lab, row("kafka", "lab-2", "unknown"), row("kafka", "lab-1", "exited"), row("connect", "lab-3"), unreachable={"lab-2": "off"}
+    )
+    assert found == ["ssh venice@192.168.61.12", "venice restart kafka@lab-1"]
+
+
+def test_a_failed_connector_leads_to_the_workers_logs(lab):
+    assert steps(lab, row("connect", "lab-2"), connectors=[{"failure": "connector x: refused"}]) == ["venice logs connect"]
+
+
+def test_watching_needs_a_terminal():
+    result = CliRunner().invoke(cli, ["status", "-i", str(ROOT / "inventory" / "lab"), "--watch", "5"])
+    assert isinstance(result.exception, InputError)
+    assert "--watch needs a terminal" in str(result.exception)
