@@ -31,7 +31,7 @@ class IncompatibleError(VeniceError):
         lines = "".join(f"\n  - {reason}" for reason in reasons)
         super().__init__(
             f"the schema is incompatible with subject {subject} (compatibility {level}):{lines}",
-            f"or take another subject, or another compatibility: `venice schemas compat {subject} LEVEL`",
+            f"change what is named, or take another subject, or another compatibility: `venice schemas compat {subject} LEVEL`",
         )
 
 
@@ -115,7 +115,12 @@ class Registry:
 
     def version_of(self, subject: str, schema: str, type: str = "AVRO", references: Sequence[dict] = ()) -> int | None:
         """Version under which the subject has this schema; None when it has not."""
-        return self._ask("POST", _subject(subject), _body(schema, type, references), missing={}).get("version")
+        answer = self._answer("POST", _subject(subject), _body(schema, type, references))
+        if answer.status_code in (404, 422):  # 422: it can't be compared, as one of another type than the subject's
+            return None
+        if answer.is_error:
+            raise VeniceError(f"schema registry: POST {_subject(subject)}: {_message(answer)}")
+        return answer.json()["version"]
 
     def register(self, subject: str, schema: str, type: str = "AVRO", references: Sequence[dict] = ()) -> int:
         """Add a version with this schema: its id. IncompatibleError with the reasons when the subject's compatibility forbids it."""
@@ -219,7 +224,7 @@ class Registry:
         content = {"content": body["schema"], "contentType": _MEDIA[body["schemaType"]], "references": []}
         answer = self._answer("POST", f"{_APICURIO}/{quote(subject, safe='')}/versions?dryRun=true", {"content": content})
         causes = answer.json().get("causes") or [] if answer.is_error else []
-        return [f"{cause['description']} at {cause['context']}" for cause in causes]
+        return [f"{cause['description']} at {cause['context']}".replace(" ,", ",") for cause in causes]
 
     @functools.cached_property
     def _apicurio(self) -> bool:

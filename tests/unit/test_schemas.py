@@ -5,6 +5,7 @@ import json
 import httpx
 import pytest
 
+from venice import schemas
 from venice.compatibility import Side, explain
 from venice.errors import InputError, VeniceError
 from venice.registry import IncompatibleError, Registry
@@ -247,3 +248,82 @@ def test_deleting_what_others_refer_to():
     with pytest.raises(VeniceError, match="There are subjects referencing s") as caught:
         Answers(answers).registry.delete("s", permanent=True)
     assert "refer to it" in caught.value.remedy
+
+
+# ---- files
+
+
+def test_a_file_says_type_and_subject(tmp_path):
+    (tmp_path / "bus.avsc").write_text(OLD)
+    (tmp_path / "bus.json").write_text('{"type": "object"}')
+    (tmp_path / "bus.proto").write_text('syntax = "proto3";\nmessage Bus { int32 id = 1; }\n')
+    found = [schemas.load(tmp_path / f"bus{ending}") for ending in (".avsc", ".json", ".proto")]
+    assert [(file.type, file.subject) for file in found] == [("AVRO", "bus-value"), ("JSON", "bus-value"), ("PROTOBUF", "bus-value")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("s.avsc", '{"type": "record",\n "name": "T",\n}', r"s.avsc:3:1: Expecting property name"),
+        ("s.avsc", '{"type": "record", "name": "T", "fields": [\n{"name": "a", "type": "dooble"}]}', r"s.avsc:2: .* unknown type dooble"),
+        ("s.avsc", '{"type": "record", "name": "T", "fields": [\n{"nam": "a", "type": "int"}]}', r"s.avsc:2: .* missing 'name'"),
+        ("s.avsc", '{"type": "record", "name": "T", "fields": [\n{"name": "a-b", "type": "int"}]}', r"s.avsc:2: .* the name a-b has"),
+        ("s.json", '{"type": "object",\n"properties": {"a": {\n"type": "strin"}}}', r"s.json:3: .* properties.a.type: 'strin' is not"),
+        ("s.proto", 'syntax = "proto3";\nmessage A {\n int32 id = \n}\n', r"s.proto:4:1: Expected field number"),
+        ("s.txt", "", r"s.txt: its ending does not tell its type"),
+    ],
+)
+def test_a_wrong_file_says_where_and_why(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        schemas.load(tmp_path / name)
+
+
+# ---- what commands do
+
+
+def test_a_schema_that_is_there_is_not_registered_again(tmp_path):
+    (tmp_path / "s.avsc").write_text(OLD)
+    answers = {
+        "POST /subjects/s": (200, {"subject": "s", "version": 2, "id": 7, "schema": OLD}),
+        "GET /subjects/s/versions/2": (200, {"subject": "s", "version": 2, "id": 7, "schema": OLD}),
+    }
+    asked = Answers(answers)
+    added = schemas.add(asked.registry, "s", schemas.load(tmp_path / "s.avsc"))
+    assert added == schemas.Added("s", 2, 7, "AVRO", registered=False)
+    assert asked.asked == ["POST /subjects/s", "GET /subjects/s/versions/2"]
+
+
+def test_what_is_incompatible_is_not_sent(tmp_path):
+    (tmp_path / "s.avsc").write_text(NEW)
+    asked = Answers(incompatible("BACKWARD", {}))
+    with pytest.raises(IncompatibleError, match="field cur"):
+        schemas.add(asked.registry, "s", schemas.load(tmp_path / "s.avsc"))
+    assert "POST /subjects/s/versions" not in asked.asked
+
+
+def test_a_listing_says_whose_the_compatibility_is():
+    answers = {
+        "GET /subjects": (200, ["b", "a"]),
+        "GET /config": (200, {"compatibilityLevel": "BACKWARD"}),
+        "GET /config/a": (200, {"compatibilityLevel": "FULL"}),
+        "GET /subjects/a/versions": (200, [1, 2]),
+        "GET /subjects/a/versions/latest": (200, {"subject": "a", "version": 2, "id": 7, "schema": "{}", "schemaType": "JSON"}),
+        "GET /subjects/b/versions": (200, [1]),
+        "GET /subjects/b/versions/latest": (200, {"subject": "b", "version": 1, "id": 3, "schema": "{}"}),
+    }
+    assert schemas.listing(Answers(answers).registry) == [
+        schemas.Subject("a", "JSON", [1, 2], 7, "FULL", True, []),
+        schemas.Subject("b", "AVRO", [1], 3, "BACKWARD", False, []),
+    ]
+
+
+def test_an_unknown_subject_is_answered_with_names_like_it():
+    with pytest.raises(InputError, match="there is no subject bus-valeu") as caught:
+        schemas.show(Answers({"GET /subjects": (200, ["bus-value", "canary"])}).registry, "bus-valeu")
+    assert caught.value.remedy == "did you mean bus-value?"
+
+
+@pytest.mark.parametrize(("numbers", "text"), [([], ""), ([1], "1"), ([1, 2, 3], "1-3"), ([1, 2, 4, 6, 7], "1-2, 4, 6-7")])
+def test_spans(numbers, text):
+    assert schemas.spans(numbers) == text
