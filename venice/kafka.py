@@ -69,11 +69,15 @@ class Partition:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a topic; `source`: topic (set for it), brokers (of the whole cluster) or Kafka (its default)."""
+    """One setting of a topic; `source`: topic (set for it), brokers (of the whole cluster) or Kafka (its default).
+
+    `inherited`: the value that it would have if the topic had none of its own.
+    """
 
     name: str
     value: str
     source: str
+    inherited: str
 
 
 class Kafka:
@@ -125,15 +129,16 @@ class Kafka:
         """Partitions that have a replica out of sync, or no leader."""
         return [part for part in self.partitions() if len(part.isr) < len(part.replicas) or part.leader < 0]
 
-    def topic_config(self, topics: Iterable[str]) -> dict[str, dict[str, str]]:
-        """Effective configuration of topics: name -> key -> value."""
+    def topic_config(self, topics: Iterable[str], lenient: bool = False) -> dict[str, dict[str, str]]:
+        """Effective configuration of topics: name -> key -> value. With `lenient` those are left out that are gone meanwhile."""
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in topics]
         if not resources:
             return {}
         answers = self.admin.describe_configs(resources, request_timeout=self.timeout)
         result = {}
         for resource, answer in answers.items():
-            with self.asking(f"configuration of topic {resource.name}"):
+            refused = InputError if lenient else VeniceError
+            with contextlib.suppress(InputError), self.asking(f"configuration of topic {resource.name}", refused):
                 result[resource.name] = {key: entry.value for key, entry in answer.result(self.timeout).items()}
         return result
 
@@ -142,7 +147,7 @@ class Kafka:
         [answer] = self.admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)], request_timeout=self.timeout).values()
         with self.asking(f"configuration of topic {topic}"):
             entries = answer.result(self.timeout)
-        return [Setting(name, entry.value, _SOURCES.get(entry.source, "Kafka")) for name, entry in sorted(entries.items())]
+        return [_setting(entry) for _, entry in sorted(entries.items())]
 
     def alter(self, topic: str, settings: Mapping[str, str | None]) -> None:
         """Set a topic's settings; None takes the topic's own value away. InputError for what Kafka does not accept."""
@@ -366,6 +371,13 @@ class Kafka:
         for topic, answer in answers:
             with self.asking(f"topic {getattr(topic, 'name', topic)}"):
                 answer.result(2 * self.timeout)
+
+
+def _setting(entry: ConfigEntry) -> Setting:
+    source = _SOURCES.get(entry.source, "Kafka")
+    # in the order in which they count
+    others = [other.value for other in entry.synonyms.values() if _SOURCES.get(other.source) != "topic"]
+    return Setting(entry.name, entry.value, source, entry.value if source != "topic" or not others else others[0])
 
 
 def quorum_allows(quorum: Quorum, node: int) -> tuple[bool, str]:

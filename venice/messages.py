@@ -5,6 +5,7 @@ that can't be decoded is shown as hexadecimal digits with the reason: it never s
 """
 
 import datetime
+import itertools
 import json
 import struct
 import time
@@ -28,6 +29,7 @@ STALL_SECONDS = 20.0
 _POLL_SECONDS = 0.3
 _BATCH = 500
 _WINDOW_GROWTH = 8
+_NEWEST = 10
 
 Place = tuple[str, int]  # topic, partition
 
@@ -352,6 +354,43 @@ def newest(
     every = [record for records in found.values() for record in records]
     every.sort(key=lambda r: (r.timestamp or 0, r.topic, r.partition, r.offset))
     return every[-count:] if count else []
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which records of a topic are wanted; the options of `venice topics show`.
+
+    Without `from_beginning`, `follow` or `offset`: the newest `count` (10). With one of them: as they come, `count` at most.
+    """
+
+    count: int | None = None
+    from_beginning: bool = False
+    follow: bool = False
+    key: str | None = None
+    partition: int | None = None
+    offset: int | None = None
+
+
+def selected(kafka: "Kafka", codec: Codec, topic: str, choice: Choice) -> Iterator[Record]:
+    """The chosen records of a topic. InputError for a choice that means nothing; see `read` for what else is raised."""
+    if choice.offset is not None and choice.partition is None:
+        raise InputError("--offset needs --partition", "each partition has offsets of its own")
+    if choice.offset is not None and choice.from_beginning:
+        raise InputError("--offset and --from-beginning name two beginnings", "give one of them")
+    wanted = spans(kafka, topic, choice.partition, choice.offset)
+    chosen = has_key(codec, choice.key) if choice.key is not None else lambda record: True
+    return _selected(kafka, wanted, choice, chosen)
+
+
+def _selected(kafka: "Kafka", wanted: dict[Place, Span], choice: Choice, chosen: Callable[[Record], bool]) -> Iterator[Record]:
+    begins = choice.from_beginning or choice.offset is not None
+    if not begins and not choice.follow:
+        yield from newest(kafka, wanted, choice.count or _NEWEST, chosen)
+        return
+    if choice.follow:
+        wanted = {place: Span(span.start if begins else span.end) for place, span in wanted.items()}
+    records = read(kafka, wanted)
+    yield from itertools.islice((record for record in records if chosen(record)), choice.count)
 
 
 def has_key(codec: Codec, key: str) -> Callable[[Record], bool]:
