@@ -20,6 +20,7 @@ from venice.errors import InputError
 
 os.environ["ANSIBLE_CONFIG"] = str(paths.resource("ansible.cfg"))
 
+from ansible._internal._datatag._tags import Origin
 from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
@@ -123,6 +124,24 @@ def size(value: str | int) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+class _Loader(DataLoader):
+    """Ansible's reader of files, with texts for some of them in place of what is on the disk."""
+
+    def __init__(self, texts: Mapping[Path, str]):
+        super().__init__()
+        self._texts = {str(path): text for path, text in texts.items()}
+
+    def get_text_file_contents(self, file_name: str, encoding: str | None = None) -> str:
+        text = self._texts.get(self.path_dwim(file_name))
+        return super().get_text_file_contents(file_name, encoding) if text is None else Origin(path=file_name).tag(text)
+
+
+def written_in(value: Any) -> tuple[Path, int | None] | None:
+    """File and line (from 1) in which a variable's value stands; None for what no file says."""
+    origin = Origin.get_tag(value)
+    return (Path(origin.path), origin.line_num) if origin and origin.path else None
+
+
 class Cluster:
     """Everything an inventory says, evaluated. Made by `load` (CLI) or directly by the action plugins."""
 
@@ -174,15 +193,18 @@ class Cluster:
             variables["venice_instances"] = by_component
 
     @classmethod
-    def load(cls, inventory: Path, extra_vars: Mapping[str, Any] | None = None) -> "Cluster":
-        """Reads an inventory file or folder. Raises InputError naming the file when Ansible cannot read it."""
+    def load(cls, inventory: Path, extra_vars: Mapping[str, Any] | None = None, texts: Mapping[Path, str] | None = None) -> "Cluster":
+        """Reads an inventory file or folder. Raises InputError naming the file when Ansible cannot read it.
+
+        `texts`: what to read in place of a file's content (absolute paths): what a change would mean is known before it is made.
+        """
         from ansible.inventory.manager import InventoryManager
         from ansible.vars.manager import VariableManager
 
         from venice.secrets import vault_secrets
 
         _plugins()
-        loader = DataLoader()
+        loader = _Loader(texts or {})
         loader.set_vault_secrets(vault_secrets())
         try:
             manager = InventoryManager(loader=loader, sources=[str(inventory)])

@@ -13,10 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible._internal._datatag._tags import Origin
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-
-from venice.cluster import Cluster, component_roles, roles, size
+from venice.cluster import Cluster, component_roles, roles, size, written_in
 from venice.errors import InputError
 
 # Debian and Ubuntu releases whose packages the engine role knows.
@@ -108,11 +105,10 @@ def assess(cluster: Cluster, hosts: list[str], purpose: str = "deploy") -> list[
 
 def _where(cluster: Cluster, key: str, value: Any) -> str:
     """`file:line: key` when Ansible knows where the value was written, else the inventory's folder."""
-    origin = Origin.get_tag(value)
-    if origin and origin.path:
-        path = Path(origin.path)
+    if found := written_in(value):
+        path, line = found
         place = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        return f"{place}:{origin.line_num}: {key}" if origin.line_num else f"{place}: {key}"
+        return f"{place}:{line}: {key}" if line else f"{place}: {key}"
     return f"{cluster.inventory_dir}: {key}"
 
 
@@ -171,6 +167,8 @@ def _variables(cluster: Cluster) -> Iterator[Finding]:
 
 
 def _typed(cluster: Cluster, host: str, key: str, value: Any, spec: dict[str, Any]) -> Iterator[Finding]:
+    from ansible.module_utils.common.arg_spec import ArgumentSpecValidator  # not before `cluster` has named Ansible's configuration
+
     evaluated = cluster.template(host, value)
     argument = {k: v for k, v in spec.items() if k in ("type", "elements", "choices", "options")}
     checked = ArgumentSpecValidator({key: argument}).validate({key: evaluated})

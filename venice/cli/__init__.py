@@ -41,7 +41,8 @@ class _Commands(click.Group):
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+        # completion asks with words that are not finished
+        near = [] if ctx.resilient_parsing else difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
         if near and self.get_command(ctx, args[0]) is None:
             ctx.fail(f"No such command {args[0]!r}; did you mean {near[0]!r}?")
         return super().resolve_command(ctx, args)

@@ -1,0 +1,81 @@
+"""Names for the shell's completion: read from files in milliseconds, without Ansible, and never from the network."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from venice import inventory, paths
+
+_FILES = ("hosts.yml", "hosts.yaml")
+
+
+def components() -> list[str]:
+    """The components that Venice ships: roles whose defaults describe containers."""
+    found = paths.resource("roles").glob("*/defaults/main.yml")
+    return sorted(p.parents[1].name for p in found if f"\n{p.parents[1].name}_component:" in p.read_text())
+
+
+def pipelines() -> list[str]:
+    """Pipelines that are shipped or below ./pipelines."""
+    folders = (paths.resource("pipelines"), Path("pipelines"))
+    return sorted({p.parent.name for folder in folders for p in folder.glob("*/pipeline.yml")})
+
+
+def groups(given: str | None) -> dict[str, list[str]]:
+    """Group -> its hosts as the inventory's file has them; nothing when that is not simply a YAML file that is there."""
+    given = given or os.environ.get("VENICE_INVENTORY")
+    if not given and len(here := inventory.names(Path("inventory"))) == 1:
+        given = here[0]
+    places = [place for place in (Path(given), Path("inventory") / given) if place.exists()] if given else []
+    files = [f for place in places for f in ([place] if place.is_file() else [place / name for name in _FILES]) if f.is_file()]
+    if not files:
+        return {}
+    import yaml
+
+    found: dict[str, list[str]] = {}
+
+    def walk(bodies: dict) -> None:
+        for name, body in bodies.items():
+            body = body or {}
+            found.setdefault(name, []).extend(body.get("hosts") or {})
+            walk(body.get("children") or {})
+
+    try:
+        walk(yaml.load(files[0].read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {})  # noqa: S506 both are safe
+    except (yaml.YAMLError, OSError, AttributeError, TypeError, ValueError):
+        return {}
+    return found
+
+
+def hosts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Completes the last of `lab-1,lab-2`."""
+    before, comma, last = incomplete.rpartition(",")
+    names = dict.fromkeys(host for members in groups(_inventory(ctx)).values() for host in members)
+    return [f"{before}{comma}{name}" for name in names if name.startswith(last) and name not in before.split(",")]
+
+
+def running(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Completes components that the inventory gives hosts, and `component@host`."""
+    there = {name: members for name, members in groups(_inventory(ctx)).items() if members and name in components()}
+    words = [name.replace("_", "-") for name in there]
+    at = [f"{name.replace('_', '-')}@{host}" for name, members in there.items() for host in members] if "@" in incomplete else []
+    return _beginning(words + at, incomplete)
+
+
+def installable(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Completes components, pipelines, and folders."""
+    if incomplete.startswith((".", "/", "~")):
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="dir")]
+    return _beginning([*components(), *pipelines()], incomplete)
+
+
+def _beginning(names: list[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _inventory(ctx: click.Context) -> str | None:
+    return ctx.params.get("inventory_name")
