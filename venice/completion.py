@@ -1,14 +1,32 @@
 """Names for the shell's completion: read from files in milliseconds, without Ansible, and never from the network."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import click
 
 from venice import inventory, paths
+from venice.errors import InputError
 
 _FILES = ("hosts.yml", "hosts.yaml")
+
+
+# Bash takes `connect@lab-2` for two words as long as it thinks that hosts' names begin after an @.
+_BASH = "COMP_WORDBREAKS=${COMP_WORDBREAKS//@/}\n"
+
+
+def script(shell: str) -> str:
+    """What `bash`, `zsh` or `fish` has to evaluate."""
+    from click.shell_completion import get_completion_class
+
+    from venice.cli import cli
+
+    made = get_completion_class(shell)
+    if made is None:
+        raise InputError(f"there is no completion for {shell}", "bash, zsh, fish")
+    return (_BASH if shell == "bash" else "") + made(cli, {}, "venice", "_VENICE_COMPLETE").source()
 
 
 def components() -> list[str]:
@@ -62,6 +80,15 @@ def running(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     words = [name.replace("_", "-") for name in there]
     at = [f"{name.replace('_', '-')}@{host}" for name, members in there.items() for host in members] if "@" in incomplete else []
     return _beginning(words + at, incomplete)
+
+
+def pages(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Completes what `venice open` can open."""
+    found = []
+    for name in (name for name, members in groups(_inventory(ctx)).items() if members and name in components()):
+        web = re.search(r"^  web: \{name: ([\w-]+)", (paths.resource("roles") / name / "defaults" / "main.yml").read_text(), re.MULTILINE)
+        found += [web[1]] if web else []
+    return _beginning(found, incomplete)
 
 
 def installable(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:

@@ -16,8 +16,6 @@ def command(shell: str) -> None:
     It completes the commands' short forms' options, too, and inventories, components, pipelines and hosts by the files that are
     here; it never asks the network.
     """
-    from click.shell_completion import get_completion_class
+    from venice import completion
 
-    from venice.cli import cli
-
-    click.echo(get_completion_class(shell)(cli, {}, "venice", "_VENICE_COMPLETE").source())
+    click.echo(completion.script(shell))

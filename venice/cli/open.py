@@ -5,6 +5,7 @@ import sys
 
 import click
 
+from venice import completion
 from venice.cli._options import cluster_option, json_option
 
 
@@ -12,7 +13,7 @@ from venice.cli._options import cluster_option, json_option
 @cluster_option
 @json_option
 @click.option("--print", "only_print", is_flag=True, help="Print the address and open nothing.")
-@click.argument("name", required=False, metavar="[NAME[@HOST]]")
+@click.argument("name", required=False, metavar="[NAME[@HOST]]", shell_complete=completion.pages)
 def command(cluster, as_json: bool, only_print: bool, name: str | None) -> None:
     """Open a page of the cluster in the browser, after it has answered; without NAME: list what can be opened.
 
