@@ -4,13 +4,11 @@ import difflib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-from confluent_kafka import TopicPartition
-from confluent_kafka.admin import OffsetSpec
 
 from venice import pipeline, sinks
 from venice.connect import Connect, Connector, Plugin, Verdict, Worker
@@ -27,6 +25,8 @@ _ROWS_SECONDS = 25.0
 _POLL_SECONDS = 0.5
 # options with names of their own that no config definition lists
 _FREE = ("producer.override.", "consumer.override.", "admin.override.", "hibernate.")
+# a large table is not counted to its end
+_COUNT = 'SELECT count(*) FROM (SELECT FROM :"table" LIMIT 1000) AS head;'
 
 Report = Callable[[str], None]
 
@@ -169,31 +169,87 @@ def _row(connect: Connect, connector: Connector, workers: list[Worker]) -> Row:
 
 def _progress(cluster: Any, offsets: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[Progress]:
     read = {(p["kafka_topic"], int(p["kafka_partition"])): int(o["kafka_offset"]) for p, o in offsets if o}
-    ends: dict[tuple[str, int], int] = {}
-    if read:
-        try:
-            ends = _ends(Kafka.of(cluster, _LIMIT), read)
-        except VeniceError:
-            ends = {}  # the brokers are away: how far it is can be told all the same
+    ends: dict[tuple[str, int], tuple[int, int]] = {}
+    with suppress(VeniceError):  # with the brokers away, how far it is can be told all the same
+        ends = Kafka.of(cluster, _LIMIT).offsets(read, lenient=True)
     return [
-        Progress(topic, id_, offset, max(0, ends[topic, id_] - offset) if (topic, id_) in ends else None)
+        Progress(topic, id_, offset, max(0, ends[topic, id_][1] - offset) if (topic, id_) in ends else None)
         for (topic, id_), offset in sorted(read.items())
     ]
 
 
-def _ends(kafka: Kafka, partitions: Any, spec: Any = None) -> dict[tuple[str, int], int]:
-    """End offsets of (topic, partition) pairs; with `OffsetSpec.earliest()` their first ones."""
-    asked = kafka._admin.list_offsets(
-        {TopicPartition(topic, id_): spec or OffsetSpec.latest() for topic, id_ in partitions}, request_timeout=kafka.timeout
-    )
-    found = {}
-    for partition, answer in asked.items():
-        with kafka._asking(f"offsets of topic {partition.topic}"):
-            found[partition.topic, partition.partition] = answer.result(kafka.timeout).offset
+# ---- what is to be made --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Wanted:
+    """A connector that is to be made. `document`: in the form of a pipeline's file, `${...}` not replaced yet.
+
+    `source`: the file that it is from; `by_hand`: names of options that somebody typed; `sink`: what it is, for a table;
+    `secret`: options that the plugin says are passwords, as far as that is known.
+    """
+
+    document: dict[str, Any]
+    source: Path | None = None
+    by_hand: tuple[str, ...] = ()
+    sink: sinks.TableSink | None = None
+    notes: list[str] = field(default_factory=list)
+    secret: set[str] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        """The connector's name."""
+        return self.document["name"]
+
+    def set(self, settings: Mapping[str, str]) -> None:
+        """Change options; these win."""
+        self.document = {"name": self.name, "config": self.document["config"] | dict(settings)}
+        self.by_hand += tuple(settings)
+
+
+def wanted(cluster: Any, name: str, table: Mapping[str, str | None], file: Path | None, settings: Mapping[str, str]) -> Wanted | None:
+    """What the options of `venice connectors new` ask for; None when they say nothing. InputError when they contradict.
+
+    `table`: topic, table, mode, key and record_key of a sink to PostgreSQL.
+    """
+    given = [f"--{option.replace('_', '-')}" for option, value in table.items() if value]
+    if given and file:
+        raise InputError(f"--file and {given[0]}: a file says all of it", "give one of them; --set changes what the file says")
+    if file:
+        found = Wanted(document_from_file(file, name), file)
+    elif table.get("topic"):
+        key = tuple(part.strip() for part in (table.get("key") or "").split(",") if part.strip())
+        found = for_table(
+            cluster, table["topic"] or "", name, table.get("table") or "", table.get("mode") or "", key, table.get("record_key") or ""
+        )
+    elif given:
+        raise InputError(f"{given[0]} without --topic", "--topic TOPIC names the topic whose records go to the table")
+    elif settings:
+        if not name or "connector.class" not in settings:
+            raise InputError(
+                "--set alone must name the connector and its plugin",
+                "venice connectors new NAME --set connector.class=CLASS ...; `venice connectors plugins` lists the classes",
+            )
+        found = Wanted({"name": name, "config": {}})
+    else:
+        return None
+    found.set(settings)
     return found
 
 
-# ---- what is to be made --------------------------------------------------------------------------------------------
+def for_table(
+    cluster: Any, topic: str, name: str = "", table: str = "", mode: str = "", key: tuple[str, ...] = (), record_key: str = ""
+) -> Wanted:
+    """A sink of a topic to a PostgreSQL table. InputError for what can't work: asked are the topic, its schema and the table."""
+    check_topics_exist(cluster, {topic})
+    values = topic_values(cluster, topic)
+    sink = sinks.table_sink(topic, values, name, table, mode, key, record_key)
+    refuse_existing(Connect.of(cluster), sink.name)
+    notes = [f"field {left} is left out: a table can't hold {why}" for left, why in (values.left_out if values else {}).items()]
+    if values is None:
+        notes.append(f"the registry has no subject {topic}-value: records that are not Avro with a registered schema go to dlq.{sink.name}")
+    notes += check_table(cluster, sink)
+    return Wanted(sink.document(), sink=sink, notes=notes)
 
 
 def topic_values(cluster: Any, topic: str) -> sinks.Values | None:
@@ -209,8 +265,8 @@ def topics(cluster: Any) -> list[str]:
     return sorted(name for name in names - own if not name.startswith(("_", "dlq.")))
 
 
-def check_table(cluster: Any, sink: sinks.TableSink) -> str:
-    """What is to be known of the sink's table before it is written to, empty for a new one.
+def check_table(cluster: Any, sink: sinks.TableSink) -> list[str]:
+    """What is to be known of the sink's table before it is written to, nothing of a new one.
 
     InputError when the table exists and the sink can't write to it.
     """
@@ -223,9 +279,9 @@ def check_table(cluster: Any, sink: sinks.TableSink) -> str:
             {"table": sink.table},
         )
     if not found:
-        return ""
+        return []
     sinks.fits_table(sink, tuple(name for (name,) in found if name))
-    return f"table {sink.table} exists already: the records are added to what is in it"
+    return [f"table {sink.table} exists already: the records are added to what is in it"]
 
 
 def document_from_file(file: Path, name: str = "") -> dict[str, Any]:
@@ -251,11 +307,6 @@ class _Anything(dict):
         return "1"
 
 
-def with_settings(document: dict[str, Any], settings: Mapping[str, str]) -> dict[str, Any]:
-    """The document with options changed."""
-    return {"name": document["name"], "config": document["config"] | dict(settings)}
-
-
 def parse_settings(texts: tuple[str, ...]) -> dict[str, str]:
     """`key=value` texts as a dict. InputError for one that is none."""
     found = {}
@@ -267,12 +318,11 @@ def parse_settings(texts: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def resolve(cluster: Any, document: dict[str, Any], source: Path | None = None) -> tuple[str, dict[str, str]]:
-    """Name and configuration for Connect: `${...}` replaced, a sink with its dead letter queue."""
-    text = source.read_text() if source else json.dumps(document)
-    file = pipeline.ConnectorFile(source or Path(f"connector {document['name']}"), text)
-    file.load(cluster.pipeline_vars)  # a wrong variable is named with its line in the file
-    return pipeline.ConnectorFile(file.path, json.dumps(document)).load(cluster.pipeline_vars)
+def resolve(cluster: Any, wanted: Wanted) -> dict[str, str]:
+    """The configuration for Connect: `${...}` replaced, a sink with its dead letter queue."""
+    if wanted.source:  # a wrong variable is named with its line in the file
+        pipeline.ConnectorFile(wanted.source, wanted.source.read_text()).load(cluster.pipeline_vars)
+    return pipeline.ConnectorFile(Path(f"connector {wanted.name}"), json.dumps(wanted.document)).load(cluster.pipeline_vars)[1]
 
 
 def find_plugin(plugins: list[Plugin], text: str) -> Plugin:
@@ -286,7 +336,7 @@ def find_plugin(plugins: list[Plugin], text: str) -> Plugin:
     )
 
 
-def problems(verdicts: list[Verdict], config: Mapping[str, str]) -> dict[str, list[str]]:
+def problems(verdicts: list[Verdict]) -> dict[str, list[str]]:
     """What Connect says against a configuration: option -> messages, with the value in words of their own left out."""
     found: dict[str, list[str]] = {}
     for verdict in verdicts:
@@ -304,11 +354,11 @@ def _message(verdict: Verdict, text: str) -> str:
     return re.sub(rf"^The '{name}' value(?: '.*?')? is invalid: ", "", text, flags=re.DOTALL)
 
 
-def check(cluster: Any, name: str, config: Mapping[str, str], by_hand: tuple[str, ...] = ()) -> None:
+def check(cluster: Any, name: str, config: Mapping[str, str], by_hand: tuple[str, ...] = ()) -> set[str]:
     """InputError with option, value and reason for all that is wrong in a connector that is to be made; nothing is made.
 
-    Asked are Connect's own validation, the existing connectors and the topics. `by_hand`: options that somebody typed, in which a name that
-    is nearly another's is a mistake, as Connect does not mind options that it does not know.
+    Returns the options that the plugin says are passwords. Asked are Connect's own validation, the existing connectors and the topics.
+    `by_hand`: options that somebody typed; a name that is nearly another's is a mistake there, and Connect minds no unknown ones.
     """
     connect = Connect.of(cluster)
     refuse_existing(connect, name)
@@ -316,7 +366,7 @@ def check(cluster: Any, name: str, config: Mapping[str, str], by_hand: tuple[str
     verdicts = connect.validate(plugin.name, {**config, "name": name})
     secret = {verdict.option.name for verdict in verdicts if verdict.option.secret}
     lines = []
-    for option, messages in problems(verdicts, config).items():
+    for option, messages in problems(verdicts).items():
         value = "********" if option in secret and config.get(option) else pipeline.masked(option, config.get(option))
         shown_value = "(not given)" if value is None else value
         lines += [f"{option} = {shown_value}: {message}" for message in messages]
@@ -326,7 +376,10 @@ def check(cluster: Any, name: str, config: Mapping[str, str], by_hand: tuple[str
             f"connector {name} ({plugin.short}): nothing was created\n  " + "\n  ".join(lines),
             "correct it and run the command again",
         )
-    _check_topics(cluster, config)
+    wanted = {topic.strip() for topic in config.get("topics", "").split(",") if topic.strip()}
+    if wanted and plugin.type == "sink":
+        check_topics_exist(cluster, wanted)
+    return secret
 
 
 def misspelt(options: tuple[str, ...], known_options: list[str]) -> list[str]:
@@ -350,12 +403,6 @@ def refuse_existing(connect: Connect, name: str) -> None:
             f"`venice connectors show {name}` shows it. To change it, change its file and run `venice apply` (or `venice deploy`); "
             f"or delete it first: its table, topics and offsets stay",
         )
-
-
-def _check_topics(cluster: Any, config: Mapping[str, str]) -> None:
-    wanted = {topic.strip() for topic in config.get("topics", "").split(",") if topic.strip()}
-    if wanted:
-        check_topics_exist(cluster, wanted)
 
 
 def check_topics_exist(cluster: Any, wanted: set[str]) -> None:
@@ -397,19 +444,32 @@ def save(document: Mapping[str, Any], file: Path, secret: set[str] = frozenset()
 # ---- what is done --------------------------------------------------------------------------------------------------
 
 
-def create(cluster: Any, name: str, config: dict[str, str], report: Report = lambda line: None) -> None:
-    """Make the connector and return once each of its tasks runs; VeniceError with the cause when one fails (it stays then)."""
+def create(cluster: Any, wanted: Wanted, save_to: Path | None = None, report: Report = lambda line: None) -> None:
+    """Make the connector and return once each of its tasks runs, and a table has its first rows.
+
+    InputError, and nothing made, when Connect or Venice find something wrong; VeniceError with the cause when a task fails: it stays then.
+    """
+    name, config = wanted.name, resolve(cluster, wanted)
+    secret = check(cluster, name, config, wanted.by_hand)
+    if save_to:
+        save(wanted.document, save_to, secret)
+        report(f"{save_to}: written; a pipeline takes it as it is (its `connectors:` list)")
     started = time.time()
     connect = Connect.of(cluster)
     dlq = pipeline.dead_letter_topic(config)
     if dlq:
-        factor = int(cluster.pipeline_vars["replication_factor"])
-        for topic in Kafka.of(cluster).ensure_topics([dlq], factor):
+        for topic in Kafka.of(cluster).ensure_topics([dlq], int(cluster.pipeline_vars["replication_factor"])):
             report(f"topic {topic}: created, for records that can't be written")
     connect.put(name, config)
     report(f"connector {name}: created")
     with _remedy(name):
         wait_running(cluster, connect, [name], started, report)
+    if wanted.sink:
+        report(wait_rows(cluster, wanted.sink))
+        report(f"  look:         venice psql -c 'table {wanted.sink.table} limit 10'")
+    if dlq:
+        report(f"  bad records:  venice connectors dlq {name}")
+    report(f"  how far:      venice connectors show {name}")
 
 
 def wait_rows(cluster: Any, sink: sinks.TableSink) -> str:
@@ -419,44 +479,51 @@ def wait_rows(cluster: Any, sink: sinks.TableSink) -> str:
     """
     kafka, connect, postgres = Kafka.of(cluster), Connect.of(cluster), Postgres.of(cluster)
     partitions = [(part.topic, part.id) for part in kafka.partitions(sink.topic)]
-    last = _ends(kafka, partitions)
-    if last == _ends(kafka, partitions, OffsetSpec.earliest()):
+    if all(first == end for first, end in kafka.offsets(partitions).values()):
         return f"topic {sink.topic} is empty: the first record makes table {sink.table}"
-    # plpgsql would plan a table that is not there; this asks only when it is
-    query = (
-        "SELECT coalesce((xpath('/row/n/text()', query_to_xml(format('SELECT count(*) AS n FROM (SELECT FROM %s LIMIT 1000) AS some',"
-        " to_regclass(:'table')), false, true, '')))[1]::text, '0') WHERE to_regclass(:'table') IS NOT NULL;"
-    )
     deadline = time.monotonic() + _ROWS_SECONDS
     with postgres.host:
         while True:
-            count = int((postgres.query(query, {"table": sink.table}) or [("0",)])[0][0])
-            if count:
-                return f"table {sink.table} has {'1000 rows or more' if count == 1000 else f'{count} row(s)'} and follows the topic"
+            there = postgres.query("SELECT to_regclass(:'table') IS NOT NULL;", {"table": sink.table}) == [("t",)]
+            if there and (count := int(postgres.query(_COUNT, {"table": sink.table})[0][0])):
+                return f"table {sink.table} has {count}{' rows or more' if count == 1000 else ' row(s)'} and follows the topic"
             connector = connect.status(sink.name)
             if connector and connector.failure:
                 with _remedy(sink.name):
                     raise VeniceError(connector.failure)
             if time.monotonic() > deadline:
-                return f"no row yet: `venice connectors show {sink.name}` tells how far it is, `venice connectors dlq {sink.name}` what it can't write"
+                return f"no row yet: `venice connectors show {sink.name}` tells how far it is, `dlq {sink.name}` what it can't write"
             time.sleep(_POLL_SECONDS)
 
 
-class _remedy:  # noqa: N801 (used as a function)
-    """Failures of a connector that exists: what to run next."""
+@contextmanager
+def _remedy(name: str) -> Iterator[None]:
+    """Failures of a connector that exists say what to run next."""
+    try:
+        yield
+    except UnreachableError:
+        raise
+    except VeniceError as error:
+        error.remedy = (
+            f"it stays, and its failed tasks are tried again: mend the cause, then `venice connectors restart {name}`; or "
+            f"`venice connectors delete {name}` and make it anew. `venice logs connect --grep {name}` shows more"
+        )
+        raise
 
-    def __init__(self, name: str):
-        self.name = name
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, VeniceError) and not isinstance(error, UnreachableError):
-            error.remedy = (
-                f"it stays, and its failed tasks are tried again: mend the cause, then `venice connectors restart {self.name}`; or "
-                f"`venice connectors delete {self.name}` and make it anew. `venice logs connect --grep {self.name}` shows more"
-            )
+def left_behind(cluster: Any, name: str) -> list[str]:
+    """What stays when this connector is deleted, and how to remove it. InputError when there is no such connector."""
+    connector = known(Connect.of(cluster), name)
+    config, lines = connector.config, []
+    table = config.get("collection.name.format", "")
+    if config.get("connector.class") == sinks.CLASS and table and "$" not in table:
+        lines.append(f"its table stays; to remove it: venice psql -c 'drop table {table}'")
+    if dlq := config.get("errors.deadletterqueue.topic.name"):
+        lines.append(f"its dead letter queue stays; to remove it: venice topics delete {dlq}")
+    lines.append("its offsets stay: a connector of the same name goes on where this one ended")
+    if connector.type == "sink":
+        lines.append(f"to let it begin again: venice groups delete connect-{name}")
+    return lines
 
 
 def delete(cluster: Any, name: str) -> None:

@@ -3,7 +3,7 @@
 Loading this loads no client of any service: every command that makes the model of a cluster does it.
 """
 
-from venice.pipeline.connectors import ConnectorFile, dead_letter_topic, with_sink_defaults
+from venice.pipeline.connectors import ConnectorFile, dead_letter_topic, replaced, with_sink_defaults
 from venice.pipeline.files import FILE, digest, load, producers
 from venice.pipeline.masks import config_differences, masked
 from venice.pipeline.model import Change, Pipeline, Producer, Schema, Sql
@@ -22,5 +22,6 @@ __all__ = [
     "load",
     "masked",
     "producers",
+    "replaced",
     "with_sink_defaults",
 ]
