@@ -167,8 +167,13 @@ def _row(connect: Connect, connector: Connector, workers: list[Worker]) -> Row:
     )
 
 
+def _read(offsets: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[tuple[str, int], int]:
+    """A sink's offsets by topic and partition."""
+    return {(p["kafka_topic"], int(p["kafka_partition"])): int(o["kafka_offset"]) for p, o in offsets if o}
+
+
 def _progress(cluster: Any, offsets: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[Progress]:
-    read = {(p["kafka_topic"], int(p["kafka_partition"])): int(o["kafka_offset"]) for p, o in offsets if o}
+    read = _read(offsets)
     ends: dict[tuple[str, int], tuple[int, int]] = {}
     with suppress(VeniceError):  # with the brokers away, how far it is can be told all the same
         ends = Kafka.of(cluster, _LIMIT).offsets(read, lenient=True)
@@ -478,9 +483,17 @@ def wait_rows(cluster: Any, sink: sinks.TableSink) -> str:
     VeniceError with the cause when the connector fails instead: some records show only at the first write what is wrong.
     """
     kafka, connect, postgres = Kafka.of(cluster), Connect.of(cluster), Postgres.of(cluster)
-    partitions = [(part.topic, part.id) for part in kafka.partitions(sink.topic)]
-    if all(first == end for first, end in kafka.offsets(partitions).values()):
+    held = {
+        place: end for place, (first, end) in kafka.offsets((p.topic, p.id) for p in kafka.partitions(sink.topic)).items() if end > first
+    }
+    if not held:
         return f"topic {sink.topic} is empty: the first record makes table {sink.table}"
+    # a sink commits after ten seconds at the earliest: what is committed now is from an earlier one of its name
+    if _all_read(connect, sink.name, held):
+        return (
+            f"an earlier connector {sink.name} has read all of topic {sink.topic}: this one adds what comes from now on. To begin again: "
+            f"venice connectors delete {sink.name}; venice groups delete connect-{sink.name}; and make it anew"
+        )
     deadline = time.monotonic() + _ROWS_SECONDS
     with postgres.host:
         while True:
@@ -491,9 +504,17 @@ def wait_rows(cluster: Any, sink: sinks.TableSink) -> str:
             if connector and connector.failure:
                 with _remedy(sink.name):
                     raise VeniceError(connector.failure)
+            if _all_read(connect, sink.name, held):
+                return f"no record of topic {sink.topic} could be written: `venice connectors dlq {sink.name}` shows them and why"
             if time.monotonic() > deadline:
                 return f"no row yet: `venice connectors show {sink.name}` tells how far it is, `dlq {sink.name}` what it can't write"
             time.sleep(_POLL_SECONDS)
+
+
+def _all_read(connect: Connect, name: str, ends: Mapping[tuple[str, int], int]) -> bool:
+    """True when the sink has committed these offsets."""
+    read = _read(connect.offsets(name))
+    return all(read.get(place, 0) >= end for place, end in ends.items())
 
 
 @contextmanager
