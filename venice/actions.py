@@ -13,6 +13,9 @@ from venice.progress import Progress, smoke_table
 from venice.records import Record
 from venice.selection import select
 
+# Commands after whose failure a support bundle is made.
+_BUNDLED = ("deploy", "up", "restart")
+
 
 def checked(options: runner.Options) -> Cluster:
     """The inventory's model. Raises InputError listing every finding; no host is touched."""
@@ -76,7 +79,27 @@ def _run(
     command: str, playbook: str, options: runner.Options, console: Console, cluster: Cluster, extra: dict[str, Any] | None = None
 ) -> Record:
     with Progress(console, bool(options.verbosity)) as progress:
-        return runner.run(command, playbook, options, cluster, _Smoke(progress), extra)
+        record = runner.run(command, playbook, options, cluster, _Smoke(progress), extra)
+    if command in _BUNDLED and record.outcome == "failed" and record.exit_code != InputError.exit_code:
+        _bundle(cluster, console)
+    return record
+
+
+def _bundle(cluster: Cluster, console: Console) -> None:
+    """A support bundle after a failure, which was printed before. Whatever goes wrong here does not hide that."""
+    from venice import support
+
+    try:
+        with console.status("making a support bundle (Ctrl-C leaves it out)"):
+            bundle = support.automatic(cluster)
+    except KeyboardInterrupt:
+        console.print("no support bundle was made")
+    except Exception as error:  # the run's own failure is what counts
+        console.print(f"no support bundle could be made: {error}", soft_wrap=True, highlight=False)
+    else:
+        size = bundle.path.stat().st_size
+        text = f"support bundle of this moment: {bundle.path} ({size / 1e3:.0f} kB, without secrets)"
+        console.print(text, soft_wrap=True, highlight=False)
 
 
 class _Smoke(runner.Listener):

@@ -233,6 +233,12 @@ class Cluster:
         """A host's variables as they are written, role defaults below them."""
         return self._vars[host]
 
+    def generated_secrets(self) -> dict[str, str]:
+        """Names and values of the secrets that Venice generated for this cluster. Never to be printed."""
+        from venice.secrets import known
+
+        return known(self.state_dir, self._loader._vault)
+
     def given(self, host: str) -> dict[str, Any]:
         """A host's variables as the inventory, the play and the command line give them, without Venice's own additions."""
         return {k: v for k, v in self._given[host].items() if k not in _ADDED}

@@ -222,6 +222,10 @@ class Connect:
             if "status" in parts
         }
 
+    def described(self) -> dict[str, Any]:
+        """All that Connect tells of its connectors, as it tells it: states, whole stack traces, configurations."""
+        return self._json("GET", "/connectors?expand=status&expand=info")
+
     def status(self, name: str) -> Connector | None:
         """One connector; None when it is not there (or was made an instant ago)."""
         answer = self._ask("GET", f"/connectors/{quote(name, safe='')}/status")

@@ -51,6 +51,11 @@ def secret(state_dir: Path, name: str, kind: str, vault: VaultLib) -> str:
         return str(known[name])
 
 
+def known(state_dir: Path, vault: VaultLib) -> dict[str, str]:
+    """All secrets that were generated so far, by name; makes none. Raises InputError as `secret` does."""
+    return {name: str(value) for name, value in _read(state_dir / "secrets.yml", vault).items()}
+
+
 def _read(path: Path, vault: VaultLib) -> dict[str, str]:
     if not path.exists():
         return {}
