@@ -1,0 +1,82 @@
+"""What was applied to a cluster, kept in the cluster itself, so that all who operate it see the same: a compacted topic."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from venice.errors import UnreachableError, VeniceError
+from venice.specs import TopicSpec
+
+if TYPE_CHECKING:
+    from venice.kafka import Kafka
+
+TOPIC = TopicSpec("venice.pipelines", 1, None, {"cleanup.policy": "compact", "retention.ms": "-1"})
+KINDS = ("topic", "schema", "sql", "connector", "producer")
+_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One pipeline as it was applied: when (ISO 8601), by whom, with which Venice, from what (`files.digest`), and what it made."""
+
+    name: str
+    at: str
+    by: str
+    version: str
+    digest: str
+    resources: Mapping[str, list[str]] = field(default_factory=dict)
+
+    def has(self, kind: str, name: str) -> bool:
+        """Whether it made this thing."""
+        return name in self.resources.get(kind, ())
+
+
+def read(kafka: "Kafka") -> dict[str, Applied]:
+    """All pipelines that were applied, by name. UnreachableError when no broker answers."""
+    from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+
+    consumer = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": "venice", "enable.auto.commit": False, "log_level": 0})
+    place = TopicPartition(TOPIC.name, 0, OFFSET_BEGINNING)
+    found: dict[str, Applied] = {}
+    try:
+        metadata = consumer.list_topics(TOPIC.name, timeout=_SECONDS).topics.get(TOPIC.name)
+        if metadata is None or metadata.error or not metadata.partitions:
+            return {}
+        low, end = consumer.get_watermark_offsets(place, timeout=_SECONDS)
+        consumer.assign([place])
+        deadline = time.monotonic() + _SECONDS
+        at = low
+        while at < end:
+            message = consumer.poll(0.5)
+            if message is None or message.error():
+                if time.monotonic() > deadline:
+                    why = message.error().str() if message else "no answer"
+                    raise UnreachableError(f"Kafka: topic {TOPIC.name} can't be read: {why}", "`venice status` shows the brokers")
+                # what was compacted away at the end is never delivered; the position tells
+                at = max(at, consumer.position([place])[0].offset)
+                continue
+            at = message.offset() + 1
+            name = message.key().decode()
+            found.pop(name, None)
+            if message.value():
+                found[name] = Applied(**json.loads(message.value()))
+    except KafkaException as error:
+        raise UnreachableError(f"Kafka: topic {TOPIC.name}: {error.args[0].str()}", "`venice status` shows the brokers") from error
+    finally:
+        consumer.close()
+    return found
+
+
+def write(kafka: "Kafka", record: Applied, replication: int) -> None:
+    """Keep a pipeline's record; one that has made nothing (any more) is forgotten. VeniceError when it was not acknowledged."""
+    from confluent_kafka import Producer
+
+    kafka.ensure_topics([TOPIC], replication)
+    failures: list[str] = []
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "acks": "all", "message.timeout.ms": 10_000, "log_level": 0})
+    value = json.dumps(asdict(record)).encode() if any(record.resources.values()) else None
+    producer.produce(TOPIC.name, key=record.name.encode(), value=value, on_delivery=lambda error, _: error and failures.append(error.str()))
+    if producer.flush(12) or failures:
+        raise VeniceError(f"Kafka: topic {TOPIC.name}: {failures[0] if failures else 'not acknowledged'}", "apply the pipeline again")

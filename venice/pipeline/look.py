@@ -1,0 +1,246 @@
+"""What the services hold of what some pipelines want: each service is asked once, all at the same time."""
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from venice.errors import InputError, VeniceError
+from venice.pipeline import applied, engines
+from venice.pipeline.model import Pipeline, Producer, Schema
+from venice.specs import Difference, TopicSpec
+
+if TYPE_CHECKING:
+    from venice.connect import Connector
+    from venice.kafka import Kafka, Partition
+    from venice.registry import Registry
+
+_SECONDS = 8.0
+REGISTRIES_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A connector as the pipeline wants it, and the file that says so."""
+
+    file: Path
+    text: str
+    config: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A pipeline with everything resolved against the inventory: variables replaced, dead letter topics added, engines chosen."""
+
+    pipeline: Pipeline
+    topics: tuple[TopicSpec, ...]
+    sql: tuple[engines.Statements, ...]
+    connectors: Mapping[str, Stored]
+
+    @classmethod
+    def of(cls, cluster: Any, pipeline: Pipeline) -> "Wanted":
+        """InputError naming file and line of what can't be resolved, or what the inventory has no component for."""
+        from venice.pipeline import dead_letter_topic
+
+        variables = cluster.pipeline_vars
+        connectors: dict[str, Stored] = {}
+        for file in pipeline.connectors:
+            name, config = file.load(variables)
+            if name in connectors:
+                raise InputError(f"{file.path}: connector {name} is already in {connectors[name].file}", "give each its own name")
+            connectors[name] = Stored(file.path, file.text, config)
+        topics = {topic.name: topic for topic in pipeline.topics}
+        # Connect would make a dead letter topic only when the first bad record comes, with the brokers' retention
+        for stored in connectors.values():
+            if dlq := dead_letter_topic(stored.config):
+                topics.setdefault(dlq.name, dlq)
+        for needed, what, port in (
+            (topics, "kafka", "client"),
+            (pipeline.schemas, "schema_registry", "http"),
+            (connectors, "connect", "http"),
+        ):
+            if needed:
+                cluster.required(what, port)
+        if pipeline.producers and not cluster.groups.get("producer"):
+            raise InputError(
+                f"{pipeline.place('producer', pipeline.producers[0].name)}: nothing can run producer {pipeline.producers[0].name}: "
+                f"the group producer of {cluster.inventory_dir} has no hosts",
+                "add a host to the group producer",
+            )
+        return cls(pipeline, tuple(topics.values()), tuple(engines.statements(cluster, pipeline, variables)), connectors)
+
+    @property
+    def resources(self) -> dict[str, list[str]]:
+        """Names of all things by kind."""
+        return {
+            "topic": [topic.name for topic in self.topics],
+            "schema": [schema.subject for schema in self.pipeline.schemas],
+            "sql": [file.name for file in self.sql],
+            "connector": list(self.connectors),
+            "producer": [producer.name for producer in self.pipeline.producers],
+        }
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A subject: its latest version (None: there is none), whether the wanted schema is one of its versions, its own level."""
+
+    latest: int | None
+    has_it: bool
+    level: str | None
+
+
+class Look:
+    """Answers of the services. Those that failed raise their error where they are needed, not before."""
+
+    def __init__(self, cluster: Any, wanted: Iterable[Wanted]):
+        self.cluster = cluster
+        self.wanted = list(wanted)
+        with ThreadPoolExecutor(6) as pool:
+            self._topics = pool.submit(self._look_at_topics)
+            self._subjects = pool.submit(self._look_at_subjects)
+            self._connectors = pool.submit(self._look_at_connectors)
+            self._sql = {
+                engine: pool.submit(engines.ENGINES[engine].differences, cluster, [f for w in self.wanted for f in w.sql if f.engine == engine])
+                for engine in {file.engine for w in self.wanted for file in w.sql}
+            }
+            self._producers = pool.submit(self._look_at_producers)
+            self._applied = pool.submit(self._look_at_applied)
+
+    @property
+    def topics(self) -> dict[str, tuple[list["Partition"], dict[str, str]]]:
+        """Topics of the cluster: partitions, and configuration of those that are wanted."""
+        return self._topics.result()
+
+    @property
+    def subjects(self) -> dict[str, Subject]:
+        """Wanted subjects, by pipeline and subject."""
+        return self._subjects.result()
+
+    @property
+    def connectors(self) -> dict[str, "Connector"]:
+        """All connectors."""
+        return self._connectors.result()
+
+    def sql(self, file: engines.Statements) -> tuple[Difference, ...]:
+        """What is not as the file says."""
+        return self._sql[file.engine].result().get((file.pipeline, file.name), ())
+
+    @property
+    def producers(self) -> dict[str, dict[str, Any]]:
+        """The cluster's producers' containers by name (`docker inspect`), with `host`."""
+        return self._producers.result()
+
+    @property
+    def applied(self) -> dict[str, applied.Applied]:
+        """What was applied before, by pipeline."""
+        return self._applied.result()
+
+    def known(self, answer: Callable[["Look"], Any]) -> bool:
+        """Whether the service behind `answer` did answer."""
+        try:
+            answer(self)
+        except VeniceError:
+            return False
+        return True
+
+    # ---- the questions
+
+    def _look_at_topics(self):
+        from venice.kafka import Kafka
+
+        if not self.cluster.groups.get("kafka"):
+            return {}
+        kafka = Kafka.of(self.cluster)
+        parts: dict[str, list[Any]] = {}
+        for part in kafka.partitions():
+            parts.setdefault(part.topic, []).append(part)
+        config = kafka.topic_config(sorted({topic.name for w in self.wanted for topic in w.topics} & parts.keys()))
+        return {name: (found, config.get(name, {})) for name, found in parts.items()}
+
+    def _look_at_subjects(self):
+        schemas = [(w.pipeline.name, schema) for w in self.wanted for schema in w.pipeline.schemas]
+        if not schemas:
+            return {}
+        from venice.registry import Registry
+
+        registry = Registry.of(self.cluster)
+        with ThreadPoolExecutor(REGISTRIES_THREADS) as pool:
+            answers: list[Future[Subject]] = [pool.submit(subject, registry, schema) for _, schema in schemas]
+            return {(pipeline, schema.subject): answer.result() for (pipeline, schema), answer in zip(schemas, answers, strict=True)}
+
+    def _look_at_connectors(self):
+        if not self.cluster.groups.get("connect"):
+            return {}
+        from venice.connect import Connect
+
+        return Connect.of(self.cluster).connectors()
+
+    def _look_at_producers(self):
+        hosts = [host for host in self.cluster.hosts.values() if "producer" in host.components]
+        if not hosts:
+            return {}
+        from venice.hosts import over
+
+        answers = over(hosts, self._containers, timeout=_SECONDS)
+        for answer in answers.values():
+            if isinstance(answer, VeniceError):
+                raise answer
+        return {name: found for answer in answers.values() for name, found in answer.items()}
+
+    def _containers(self, host):
+        with host.asking():
+            api = host.docker.api
+            labels = [f"venice.cluster={self.cluster.name}", "venice.component=producer"]
+            found = api.containers(all=True, filters={"label": labels})
+            return {c["Names"][0].lstrip("/"): api.inspect_container(c["Id"]) | {"host": host.name} for c in found}
+
+    def _look_at_applied(self):
+        if not self.cluster.groups.get("kafka"):
+            return {}
+        from venice.kafka import Kafka
+
+        return applied.read(Kafka.of(self.cluster))
+
+
+def subject(registry: "Registry", schema: Schema) -> Subject:
+    """What the registry has of a schema's subject."""
+    latest = registry.latest(schema.subject)
+    if latest is None:
+        return Subject(None, False, None)
+    # an older version stays registered: a registry can't make it the latest again, and who reads it needs nothing new
+    has_it = registry.version_of(schema.subject, schema.text, schema.type) is not None
+    return Subject(latest["version"], has_it, registry.compatibility(schema.subject))
+
+
+def topic_differences(look: Look, spec: TopicSpec) -> list[Difference]:
+    """What differs at a topic. InputError for what Kafka can't change."""
+    from venice.kafka import topic_differences as differences
+
+    partitions, config = look.topics.get(spec.name, (None, {}))
+    return differences(spec, partitions, config, int(look.cluster.pipeline_vars["replication_factor"]))
+
+
+def producer_differences(look: Look, producer: Producer) -> tuple[str, tuple[Difference, ...]]:
+    """`create` or `update`, and what differs at a producer's container; none when nothing does."""
+    [instance] = [i for i in look.cluster.instances("producer") if i.name == producer.instance]
+    [wanted] = [c for c in look.cluster.desired(instance.host)["containers"] if c["name"] == instance.container]
+    found = look.producers.get(instance.container)
+    if found is None:
+        return "create", (Difference("host", None, instance.host), Difference("image", None, wanted["image"]))
+    now = {
+        "host": found["host"],
+        "image": found["Config"]["Image"],
+        "program": found["Config"]["Labels"].get("venice.program", ""),
+        "state": "running" if found["State"]["Status"] == "restarting" else found["State"]["Status"],
+    }
+    desired = {"host": instance.host, "image": wanted["image"], "program": wanted["labels"]["venice.program"], "state": "running"}
+    return "update", tuple(Difference(key, now[key], desired[key]) for key in now if now[key] != desired[key])
+
+
+def kafka_of(cluster: Any) -> "Kafka":
+    """The cluster's brokers."""
+    from venice.kafka import Kafka
+
+    return Kafka.of(cluster)
