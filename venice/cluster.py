@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -303,7 +304,7 @@ class Cluster:
     def pipelines(self) -> list[Path]:
         """Folders of the pipelines that the inventory names, the canary's first. Raises InputError for a missing one."""
         names = [*(["canary"] if self.has_canary else []), *self.var(self._first, "venice_pipelines")]
-        return [self._pipeline(str(name)) for name in names]
+        return [self.pipeline_folder(str(name)) for name in names]
 
     @property
     def pipeline_vars(self) -> dict[str, Any]:
@@ -350,7 +351,8 @@ class Cluster:
         extra = {"instance": instance.as_vars()}
         raw = {k: v for k, v in role.description.items() if k not in ("instances", "ports")}
         described = self.template(instance.host, raw, extra)
-        uid = int(described["user"])
+        # an image that is not Venice's own runs as the user it names itself
+        uid = int(described["user"]) if described["user"] != "" else 0
         config = f"{self.var(instance.host, 'venice_config_dir')}/{instance.name}"
         data = f"{self.var(instance.host, 'venice_data_dir')}/{instance.name}"
         owned = {"owner": uid, "group": uid, "component": role.name}
@@ -374,6 +376,7 @@ class Cluster:
             "venice.component": role.name,
             "venice.instance": instance.name,
             "venice.endpoints": json.dumps({n: instance.endpoint(n) for n in instance.ports}, sort_keys=True),
+            **described.get("labels", {}),
         }
         document["containers"].append(
             {
@@ -383,7 +386,7 @@ class Cluster:
                 "image": described["image"],
                 "command": [str(word) for word in described.get("command", [])],
                 "env": {k: str(v) for k, v in described.get("env", {}).items()},
-                "user": f"{uid}:{uid}",
+                "user": f"{uid}:{uid}" if uid else "",
                 "mounts": mounts,
                 "ports": [
                     {
@@ -399,7 +402,7 @@ class Cluster:
                 "hosts": {},
                 "memory": size(described["memory"]),
                 "ulimits": described.get("ulimits", {}),
-                "health": described["health"],
+                "health": described["health"] or None,
                 "restart": "unless-stopped",
                 "stop_timeout": described.get("stop_timeout", 10),
                 "log": {"driver": "json-file", "options": self.var(instance.host, "venice_log_options")},
@@ -460,17 +463,24 @@ class Cluster:
         from venice import pipeline
 
         hosts = self.groups["producer"]
-        found = [p for folder in self.pipelines for p in pipeline.producers(folder)]
-        return [
-            {
-                "name": f"producer-{p.name}",
-                "host": hosts[n % len(hosts)],
-                "script": str(p.script),
-                "environment": p.environment,
-                "health": p.health,
+        found: dict[str, dict[str, Any]] = {}
+        for p in (p for folder in self.pipelines for p in pipeline.producers(folder)):
+            if p.name in found:
+                raise InputError(f"pipelines {found[p.name]['pipeline']} and {p.pipeline} both have a producer {p.name}", "rename one")
+            found[p.name] = {
+                "name": p.instance,
+                # by its name alone: another pipeline more or less moves none of the others
+                "host": hosts[zlib.crc32(p.name.encode()) % len(hosts)],
+                "pipeline": p.pipeline,
+                "program": p.digest,
+                "script": str(p.script or ""),
+                "image": p.image,
+                "command": list(p.command),
+                "environment": dict(p.environment),
+                "health": list(p.health),
+                "memory": p.memory,
             }
-            for n, p in enumerate(found)
-        ]
+        return list(found.values())
 
     def _order(self) -> list[str]:
         """Components in dependency order (`after` in their descriptions); only those that have hosts."""
@@ -488,7 +498,8 @@ class Cluster:
             visit(component)
         return order
 
-    def _pipeline(self, name: str) -> Path:
+    def pipeline_folder(self, name: str) -> Path:
+        """The folder of a pipeline called by name or path. Raises InputError that says where it was looked for."""
         places = [
             self.inventory_dir / "pipelines" / name,
             Path("pipelines") / name,
@@ -500,7 +511,7 @@ class Cluster:
                 return place.resolve()
         shipped = ", ".join(sorted(p.parent.name for p in paths.resource("pipelines").glob("*/pipeline.yml")))
         raise InputError(
-            f"{self.inventory_dir}: venice_pipelines names {name!r}, but there is no {name}/pipeline.yml",
+            f"{self.inventory_dir}: there is no pipeline {name!r}: no {name}/pipeline.yml",
             f"looked in {', '.join(str(p.parent) for p in places[:3])}; Venice ships: {shipped}",
         )
 

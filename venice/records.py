@@ -12,6 +12,11 @@ from typing import Any
 from venice import __version__
 
 
+def who() -> str:
+    """The person (behind sudo, too) and the machine that this runs on: `user@host`."""
+    return f"{os.environ.get('SUDO_USER') or getpass.getuser()}@{socket.gethostname()}"
+
+
 @dataclass
 class Record:
     """One run: who, when, inputs, what changed, outcome."""
@@ -36,9 +41,8 @@ class Record:
     def start(cls, command: str, cluster: str, inventory: Path, limit: str | None, extra_vars: list[str]) -> "Record":
         """A new run's record; ids sort by time."""
         now = datetime.now(UTC)
-        user = f"{os.environ.get('SUDO_USER') or getpass.getuser()}@{socket.gethostname()}"
         stamp = now.strftime("%Y%m%d-%H%M%S-%f")[:-3]
-        return cls(stamp, command, cluster, str(inventory), now.isoformat(timespec="seconds"), user, limit, extra_vars)
+        return cls(stamp, command, cluster, str(inventory), now.isoformat(timespec="seconds"), who(), limit, extra_vars)
 
     def save(self, state_dir: Path) -> None:
         """Writes the record to `runs/ID.json`."""

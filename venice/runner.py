@@ -72,19 +72,21 @@ def run(
     cluster: Cluster,
     listener: Listener,
     extra: Mapping[str, Any] | None = None,
+    record: Record | None = None,
 ) -> Record:
     """Runs `playbooks/<playbook>.yml`; returns the run's record, whose `exit_code` is the command's.
 
+    `record`: of a run that did something else before, and that this is the rest of.
     Raises InputError when the cluster is being changed by another run, VeniceError when Ansible itself cannot be started.
     """
     import ansible_runner
 
     given = parse_extra_vars(options.extra_vars)
-    record = Record.start(command, cluster.name, options.inventory, options.limit, sorted(given))
-    begun = time.monotonic()
+    record = record or Record.start(command, cluster.name, options.inventory, options.limit, sorted(given))
+    begun = time.monotonic() - record.seconds
     collector = _Collector(record, listener)
     with (
-        _alone(cluster.state_dir, command),
+        alone(cluster.state_dir, command),
         _interrupts() as interrupted,
         tempfile.TemporaryDirectory(prefix="venice-") as private,
     ):
@@ -198,8 +200,8 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _alone(state_dir: Path, command: str) -> Iterator[None]:
-    """One run at a time on a cluster from this inventory."""
+def alone(state_dir: Path, command: str) -> Iterator[None]:
+    """One run at a time on a cluster from this inventory. InputError when another one is at it."""
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (state_dir / ".run").open("a+") as file:
         try:

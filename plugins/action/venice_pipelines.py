@@ -1,12 +1,15 @@
-"""Applies the inventory's pipelines: topics, schemas, connectors; then waits until every task runs."""
+"""Applies the inventory's pipelines: topics, schemas, SQL, connectors; then waits until every task runs. Producers come after."""
 
 from __future__ import annotations
 
 from ansible.plugins.action import ActionBase
 
+from venice.applying import difference, refuse_questions
 from venice.errors import UnreachableError
-from venice.pipeline.old import apply
+from venice.pipeline.plan import prepare
+from venice.pipeline.running import READY_SECONDS
 from venice.play import answering, cluster_of
+from venice.records import who
 
 
 class ActionModule(ActionBase):
@@ -15,21 +18,21 @@ class ActionModule(ActionBase):
     @answering
     def run(self, task_vars):
         cluster = cluster_of(self, task_vars)
-        say = self._display.display
+        check = self._task.check_mode
         try:
-            changes = [c for folder in cluster.pipelines for c in apply(cluster, folder, self._task.check_mode, say)]
+            plans = prepare(cluster, cluster.pipelines, wait=0 if check else READY_SECONDS)
         except UnreachableError:
-            if not self._task.check_mode:
+            if not check:
                 raise
             # What a plan for a cluster that does not run yet can say of them.
             return {"changed": True, "differences": [_all_of(cluster.name, folder.name) for folder in cluster.pipelines]}
-        return {"changed": bool(changes), "differences": [_difference(cluster.name, change) for change in changes]}
-
-
-def _difference(cluster, change):
-    """The form that all of Venice's actions return; it happens to the cluster, not to the host that the task runs for."""
-    reason = "does not exist" if change.action == "create" else ", ".join(d.field for d in change.differences)
-    return {"host": cluster, "component": change.kind, "name": f"{change.kind} {change.name}", "action": change.action, "reason": reason}
+        # of the producers, which are containers, their host tells
+        changes = [step.change for plan in plans.all for step in plan.steps]
+        if not check:
+            refuse_questions(plans)
+            plans.apply(self._display.display)
+            plans.record(who())
+        return {"changed": bool(changes), "differences": [difference(cluster.name, change) for change in changes]}
 
 
 def _all_of(cluster, name):

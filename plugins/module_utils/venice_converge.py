@@ -35,6 +35,7 @@ LOCK_SECONDS = 90
 STATES = ("present", "started", "stopped", "restarted", "absent")
 CLUSTER = "venice.cluster"
 COMPONENT = "venice.component"
+PIPELINE = "venice.pipeline"
 
 # what the engine says -> what helps; the first that matches
 REMEDIES = (
@@ -78,6 +79,8 @@ class Request:
 
     state: str = "present"
     only: tuple = ()
+    pipelines: tuple = ()
+    later: tuple = ()
     roll: tuple = ()
     prune: bool = False
     remove_data: bool = False
@@ -114,7 +117,7 @@ def converge(document: dict, engine: Engine, request: Request) -> dict:
     Returns `{changed, differences, pending, stray, containers, diff}` (see the module's RETURN).
     Raises DocumentError (the document is wrong) and HostError (the host could not be made so).
     """
-    document = _only(complete(document), request.only)
+    document = _of_pipelines(_only(complete(document), request.only), request.pipelines)
     run = Run(document, engine, request)
     with run.lock():
         return run.go()
@@ -125,6 +128,20 @@ def _only(document: dict, components) -> dict:
         return document
     kept = {key: [entry for entry in document[key] if entry["component"] in components] for key in ("directories", "files", "containers")}
     return {**document, **kept}
+
+
+def _of_pipelines(document: dict, pipelines) -> dict:
+    """The containers of these pipelines, and the files and directories that they mount."""
+    if not pipelines:
+        return document
+    containers = [entry for entry in document["containers"] if entry["labels"].get(PIPELINE) in pipelines]
+    mounted = tuple(mount["source"] for entry in containers for mount in entry["mounts"])
+
+    def theirs(path: str) -> bool:
+        return any(path == source or path.startswith(f"{source}/") for source in mounted)
+
+    kept = {key: [entry for entry in document[key] if theirs(entry["path"])] for key in ("directories", "files")}
+    return {**document, **kept, "containers": containers}
 
 
 class Run:
@@ -142,6 +159,7 @@ class Run:
         self.plans: list[Plan] = []
         self.stray: list[dict] = []
         self.writes: list = []  # (function, description)
+        self.later: set[str] = set()
         self.touched: set[str] = set()
         self.host = Host()
 
@@ -268,6 +286,7 @@ class Run:
             reason = "an earlier run was interrupted while it replaced the container"
             action = "remove" if verb == "remove" else "start"
             self.note(component, {"container": name}, action, field="name", current=name, desired=desired, reason=reason)
+        repaired = len(self.differences)
         self._plan_files()
         network = self.document["network"]["name"]
         if self.document["containers"] and not self.host.network:
@@ -277,9 +296,21 @@ class Run:
         secret = {file["path"] for file in self.document["files"] if file["secret"]}
         for container in self.document["containers"]:
             self._plan_container(container, digests, secret)
+        self._defer(repaired)
         self._plan_strays()
         self._check_ports()
         return self.apply_present
+
+    def _defer(self, start: int) -> None:
+        """Leave the components of `later` to another task: only which of them differ is told."""
+        later = self.request.later
+        if self.request.check_mode or not later:
+            return
+        planned = self.differences[start:]
+        self.later = {entry["component"] for entry in planned if entry["component"] in later}
+        self.differences[start:] = [entry for entry in planned if entry["component"] not in later]
+        self.writes = [write for write in self.writes if write[1]["component"] not in later]
+        self.plans = [plan for plan in self.plans if plan.container["component"] not in later]
 
     def _component(self, name: str) -> str:
         for container in self.document["containers"]:
@@ -391,7 +422,10 @@ class Run:
         described = {container["name"] for container in self.document["containers"]}
         for name, current in sorted(self.host.inspected.items()):
             component = current["Config"]["Labels"].get(COMPONENT, "")
+            pipeline = current["Config"]["Labels"].get(PIPELINE)
             if name in described or (self.request.only and component not in self.request.only):
+                continue
+            if self.request.pipelines and pipeline not in self.request.pipelines:
                 continue
             self.stray.append(current)
             action = "remove" if self.request.prune else "stray"
@@ -744,12 +778,16 @@ class Run:
     # --- result
 
     def result(self) -> dict:
+        containers = self._statuses()
+        # a container without health check is well when it runs
+        unwell = {c["component"] for c in containers if c["status"] != "running" or c["health"] not in ("healthy", None)}
         return {
             "changed": any(entry["action"] not in ("pending", "stray") for entry in self.differences),
             "differences": self.differences,
             "pending": [plan.container["name"] for plan in self.plans if plan.action == "pending"],
             "stray": [_name(current) for current in self.stray],
-            "containers": self._statuses(),
+            "later": sorted(self.later | (unwell & set(self.request.later))),
+            "containers": containers,
             "diff": self.diff,
         }
 

@@ -35,6 +35,18 @@ options:
     type: list
     elements: str
     default: []
+  pipelines:
+    description: Act only on containers of these pipelines (label C(venice.pipeline)), described or not; empty means all.
+    type: list
+    elements: str
+    default: []
+  later:
+    description:
+      - With O(state=present), components that are compared only; another task makes them so.
+      - RV(later) names those that differ. In check mode their differences are reported with all others.
+    type: list
+    elements: str
+    default: []
   roll:
     description:
       - Containers of kind C(rolling) that may be restarted or replaced in this run although they are running.
@@ -99,6 +111,11 @@ stray:
   type: list
   elements: str
   returned: success
+later:
+  description: Components of O(later) that differ, or that are not healthy.
+  type: list
+  elements: str
+  returned: success
 containers:
   description:
     - The document's containers as they are now, each with C(name), C(component), C(instance), C(image), C(status)
@@ -129,6 +146,8 @@ def main() -> None:
             "document": {"type": "str", "required": True, "no_log": True},
             "state": {"type": "str", "choices": list(STATES), "default": "present"},
             "only": {"type": "list", "elements": "str", "default": []},
+            "pipelines": {"type": "list", "elements": "str", "default": []},
+            "later": {"type": "list", "elements": "str", "default": []},
             "roll": {"type": "list", "elements": "str", "default": []},
             "prune": {"type": "bool", "default": False},
             "remove_data": {"type": "bool", "default": False},

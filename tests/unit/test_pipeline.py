@@ -5,17 +5,14 @@ import json
 import math
 import sys
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import fastavro
 import pytest
+from jsonschema import Draft202012Validator
 
 from venice import paths
-from venice.connect import Connector, Task
-from venice.errors import InputError, VeniceError
-from venice.pipeline import config_differences, load, masked, with_sink_defaults
-from venice.pipeline import old as pipeline
+from venice.errors import InputError
+from venice.pipeline import config_differences, digest, load, masked, producers, with_sink_defaults
 
 VARIABLES = {
     "bootstrap_servers": "a:9092",
@@ -195,163 +192,70 @@ def test_producers_environment_is_text(tmp_path):
     assert found.producers[0].environment == {"N": "3", "YES_": "true"}
 
 
-# ---- apply, against services that remember what they were told
+def test_producers_are_read_without_the_rest_and_as_with_it(tmp_path):
+    text = """
+producers:
+  - {name: s, script: p.py, topic: orders, environment: {N: 3}, health: [ok]}
+  - {name: i, image: "shop/orders:1", command: [run], memory: 64m}
+"""
+    made = folder(tmp_path, text, **{"p.py": "print()"})
+    assert tuple(producers(made)) == load(made).producers
+    script, image = producers(made)
+    assert script.environment == {"TOPIC": "orders", "N": "3"}
+    assert (image.script, image.image, image.command, image.memory) == (None, "shop/orders:1", ("run",), "64m")
+    before = script.digest
+    (made / "p.py").write_text("print(1)")
+    assert script.digest != before
+    (made / "p.py").unlink()
+    with pytest.raises(InputError, match=r"pipeline.yml:3: producers.0.script: no file"):
+        producers(made)
 
 
-class FakeKafka:
-    def __init__(self):
-        self.topics = {}
-
-    def __call__(self, bootstrap_servers):
-        return self
-
-    def ensure_topics(self, specs, default_replication, check):
-        from venice.kafka import topic_differences
-
-        new = {s.name: topic_differences(s, None, {}, default_replication) for s in specs if s.name not in self.topics}
-        if not check:
-            self.topics |= {s.name: s for s in specs}
-        return new
+def test_on_is_a_key_and_only_true_and_false_are_booleans(tmp_path):
+    found = load(folder(tmp_path, "sql: [{file: a.sql, on: postgres}]\ndescription: yes", **{"a.sql": "SELECT 1"}))
+    assert (found.sql[0].on, found.description) == ("postgres", "yes")
 
 
-class FakeRegistry:
-    def __init__(self):
-        self.schemas, self.levels = {}, {}
-
-    def __call__(self, urls):
-        return self
-
-    def latest(self, subject):
-        if subject in self.schemas:
-            return {"version": 1, "schema": self.schemas[subject]}
-        return None
-
-    def version_of(self, subject, schema, kind):
-        return 1 if self.schemas.get(subject) == schema else None
-
-    def register(self, subject, schema, kind):
-        self.schemas[subject] = schema
-
-    def compatibility(self, subject):
-        return self.levels.get(subject)
-
-    def set_compatibility(self, subject, level):
-        self.levels[subject] = level
+def test_schemas_of_all_kinds(tmp_path):
+    text = "schemas: [{subject: a, file: a.avsc}, {subject: b, file: b.json}, {subject: c, file: c.proto}]"
+    files = {"a.avsc": AVRO, "b.json": '{\n"type": "object"}', "c.proto": 'syntax = "proto3";\n'}
+    found = load(folder(tmp_path, text, **files))
+    assert [(s.type, s.text) for s in found.schemas] == [
+        ("AVRO", json.dumps(json.loads(AVRO))),
+        ("JSON", '{"type": "object"}'),
+        ("PROTOBUF", 'syntax = "proto3";\n'),
+    ]
+    (tmp_path / "b.json").write_text('{"type": "nothing"}')
+    with pytest.raises(InputError, match=r"b.json: no valid JSON Schema: type"):
+        load(tmp_path)
 
 
-class FakeConnect:
-    def __init__(self):
-        self.configs, self.states, self.calls = {}, {}, []
-
-    def __call__(self, urls):
-        return self
-
-    def wait_ready(self, seconds):
-        pass
-
-    def connectors(self):
-        return {
-            name: Connector(name, "RUNNING", tasks=(Task(0, self.states.get(name, "RUNNING"), "w", "boom"),), config=config)
-            for name, config in self.configs.items()
-        }
-
-    def put(self, name, config):
-        self.calls.append(f"put {name}")
-        self.configs[name] = config
-
-    def stop(self, name):
-        self.calls.append(f"stop {name}")
-
-    def resume(self, name):
-        self.calls.append(f"resume {name}")
-        self.states[name] = "RUNNING"
-
-    def wait_running(self, names, seconds, report):
-        for name in names:
-            if failure := self.connectors()[name].failure:
-                raise VeniceError(failure)
+def test_the_digest_is_of_what_the_folder_holds(tmp_path):
+    made = folder(tmp_path, "topics: []", **{"a.sql": "x"})
+    before = digest(made)
+    (made / "__pycache__").mkdir()
+    (made / "__pycache__" / "x.pyc").write_text("")
+    assert digest(made) == before
+    (made / "a.sql").write_text("y")
+    assert digest(made) != before
 
 
-@pytest.fixture
-def cluster(monkeypatch):
-    services = SimpleNamespace(
-        kafka=FakeKafka(),
-        registry=FakeRegistry(),
-        connect=FakeConnect(),
-        pipeline_vars=VARIABLES,
-        bootstrap_servers="a:9092",
-        registry_urls=["http://a:8081"],
-        connect_urls=["http://a:8083"],
-        hosts={},
-        instances=lambda component: [],
-    )
-    monkeypatch.setattr(pipeline, "Kafka", services.kafka)
-    monkeypatch.setattr(pipeline, "Registry", services.registry)
-    monkeypatch.setattr(pipeline, "Connect", services.connect)
-    return services
+def test_every_key_has_a_description_and_an_example():
+    schema = json.loads((paths.resource("pipelines") / "pipeline.schema.json").read_text())
+    Draft202012Validator.check_schema(schema)
 
+    def keys(part, place):
+        for name, value in part.get("properties", {}).items():
+            yield (*place, name), value
+            yield from keys(value.get("items", value), (*place, name))
 
-@pytest.fixture
-def sample(tmp_path) -> Path:
-    text = "topics: [{name: t}]\nschemas: [{subject: t-value, file: s.avsc, compatibility: FULL}]\nconnectors: [c.json]\n"
-    return folder(tmp_path, text, s_avsc=AVRO, c_json=json.dumps(SINK))
-
-
-def test_apply_creates_everything_then_changes_nothing(cluster, sample):
-    lines = []
-    changes = pipeline.apply(cluster, sample, report=lines.append)
-    assert [str(c) for c in changes] == lines
-    assert [line.split(" (")[0] for line in lines] == ["+ topic t", "+ topic dlq.sink", "+ schema t-value", "+ connector sink"]
-    assert pipeline.apply(cluster, sample) == []
-
-
-def test_check_sends_nothing(cluster, sample):
-    first = pipeline.apply(cluster, sample, check=True)
-    assert first == pipeline.apply(cluster, sample, check=True)
-    assert (cluster.kafka.topics, cluster.registry.schemas, cluster.connect.calls) == ({}, {}, [])
-
-
-def test_one_changed_field_changes_that_connector_only(cluster, sample):
-    pipeline.apply(cluster, sample)
-    cluster.connect.calls.clear()
-    (sample / "c.json").write_text(json.dumps({"name": "sink", "config": SINK["config"] | {"url": "other"}}))
-    (change,) = pipeline.apply(cluster, sample)
-    assert str(change) == "~ connector sink: url: jdbc:a -> other"
-    assert cluster.connect.calls == ["stop sink", "put sink", "resume sink"]
-
-
-def test_a_failed_connector_is_started_again(cluster, sample):
-    pipeline.apply(cluster, sample)
-    cluster.connect.states["sink"] = "FAILED"
-    (change,) = pipeline.apply(cluster, sample)
-    assert str(change) == "~ connector sink: state: FAILED -> RUNNING"
-    assert cluster.connect.calls[-1] == "resume sink"
-
-
-def test_a_failure_names_the_pipeline(cluster, sample):
-    cluster.connect.states["sink"] = "FAILED"
-    with pytest.raises(VeniceError, match=f"^pipeline {sample.name}: connector sink, task 0 on w: boom"):
-        pipeline.apply(cluster, sample)
-
-
-def test_a_refused_configuration_leaves_the_connector_running(cluster, sample):
-    pipeline.apply(cluster, sample)
-    (sample / "c.json").write_text(json.dumps({"name": "sink", "config": SINK["config"] | {"url": "bad"}}))
-
-    def refuse(name, config):
-        raise InputError("connector sink: url is bad")
-
-    cluster.connect.put = refuse
-    with pytest.raises(InputError, match="url is bad"):
-        pipeline.apply(cluster, sample)
-    assert cluster.connect.calls[-1] == "resume sink"
-
-
-def test_nothing_is_sent_when_a_file_is_wrong(cluster, sample):
-    (sample / "c.json").write_text("{")
-    with pytest.raises(InputError):
-        pipeline.apply(cluster, sample)
-    assert cluster.kafka.topics == {}
+    found = dict(keys(schema, ()))
+    assert len(found) > 20
+    for place, key in found.items():
+        assert key.get("description"), place
+        assert key.get("examples"), place
+        for example in key["examples"]:
+            Draft202012Validator(key).validate(example)
 
 
 # ---- the sample producer

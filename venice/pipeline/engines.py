@@ -117,7 +117,7 @@ class OnPostgres:
         role = cluster.pipeline_vars["postgres_user"].replace('"', '""')
         values = ", ".join("'" + value.replace("'", "''") + "'" for value in (file.pipeline, file.name, file.sha256))
         remember = (
-            f"RESET ROLE; {_SETUP} INSERT INTO venice_pipelines.sql (pipeline, file, sha256) VALUES ({values}) "
+            f"RESET ROLE; {_SETUP} INSERT INTO venice_pipelines.sql (pipeline, file, sha256) VALUES ({values}) "  # noqa: S608 (quoted above)
             "ON CONFLICT (pipeline, file) DO UPDATE SET sha256 = EXCLUDED.sha256, applied_at = now()"
         )
         argv = ["env", "PGOPTIONS=-c client_min_messages=warning", "psql", "-X", "-q", "-U", "postgres", "-d", postgres.database]

@@ -32,6 +32,8 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|Tr
 
 def load(folder: Path) -> Pipeline:
     """Read and check a pipeline folder. InputError names file, line and key of all that is wrong in `pipeline.yml`."""
+    if folder.is_absolute() and folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
     file = folder / FILE
     document, lines = _parse(file, _read(file))
     _validate(file, document, lines)
@@ -88,9 +90,12 @@ def producers(folder: Path) -> list[Producer]:
     """
     file = folder / FILE
     try:
-        return _producers(folder, yaml.load(_read(file), Loader=_Loader) or {})  # noqa: S506 (a safe loader's child)
+        found = _producers(folder, yaml.load(_read(file), Loader=_Loader) or {})  # noqa: S506 (a safe loader's child)
+        if all(producer.script is None or producer.script.is_file() for producer in found):
+            return found
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
-        return list(load(folder).producers)
+        pass
+    return list(load(folder).producers)
 
 
 def _producers(folder: Path, document: Mapping[str, Any]) -> list[Producer]:

@@ -1,6 +1,6 @@
 """What the services hold of what some pipelines want: each service is asked once, all at the same time."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +101,10 @@ class Look:
             self._topics = pool.submit(self._look_at_topics)
             self._subjects = pool.submit(self._look_at_subjects)
             self._connectors = pool.submit(self._look_at_connectors)
-            self._sql = {
-                engine: pool.submit(engines.ENGINES[engine].differences, cluster, [f for w in self.wanted for f in w.sql if f.engine == engine])
-                for engine in {file.engine for w in self.wanted for file in w.sql}
-            }
+            files: dict[str, list[engines.Statements]] = {}
+            for file in (file for w in self.wanted for file in w.sql):
+                files.setdefault(file.engine, []).append(file)
+            self._sql = {engine: pool.submit(engines.ENGINES[engine].differences, cluster, found) for engine, found in files.items()}
             self._producers = pool.submit(self._look_at_producers)
             self._applied = pool.submit(self._look_at_applied)
 
@@ -136,14 +136,6 @@ class Look:
     def applied(self) -> dict[str, applied.Applied]:
         """What was applied before, by pipeline."""
         return self._applied.result()
-
-    def known(self, answer: Callable[["Look"], Any]) -> bool:
-        """Whether the service behind `answer` did answer."""
-        try:
-            answer(self)
-        except VeniceError:
-            return False
-        return True
 
     # ---- the questions
 

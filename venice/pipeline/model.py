@@ -1,5 +1,7 @@
 """What a pipeline folder says, and what differs from it."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +59,13 @@ class Producer:
         """The name of its instance, as `venice status` shows it."""
         return f"producer-{self.name}"
 
+    @property
+    def digest(self) -> str:
+        """What tells this program from another, its script's text included: 12 hex digits."""
+        text = self.script.read_text() if self.script else ""
+        said = [text, self.image, self.command, sorted(self.environment.items()), self.health, self.memory]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -88,12 +97,24 @@ class Change:
 
     def __str__(self) -> str:
         """`+ topic orders (partitions 3, ...)`, `~ connector x: field: a -> b`, `- schema s`."""
+        return f"{self.headline}: {', '.join(self.details)}" if self.details else self.headline
+
+    @property
+    def headline(self) -> str:
+        """What happens to what: `+ topic orders (partitions 3, ...)`, `~ connector x`."""
         head = f"{MARKS[self.action]} {self.kind} {self.name}"
-        if self.action == "create":
-            said = ", ".join(f"{d.field} {d.desired}" for d in self.differences if d.desired and self.kind != "connector")
-            return f"{head} ({said})" if said else head
-        fields = ", ".join(f"{d.field}: {d.current or '(none)'} -> {d.desired or '(none)'}" for d in self.differences)
-        return f"{head}: {fields}" if fields else head
+        # a connector's whole configuration would say less than its file, a text's digest nothing
+        if self.action != "create" or self.kind in ("connector", "sql"):
+            return head
+        said = ", ".join(f"{d.field} {d.desired}" for d in self.differences if d.desired)
+        return f"{head} ({said})" if said else head
+
+    @property
+    def details(self) -> list[str]:
+        """Each field of an update: `field: a -> b`."""
+        if self.action != "update":
+            return []
+        return [f"{d.field}: {d.current or '(none)'} -> {d.desired or '(none)'}" for d in self.differences]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form for JSON."""

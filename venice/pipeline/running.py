@@ -49,6 +49,11 @@ def _workers_say(cluster: Any, since: float) -> list[str]:
 
 def restart_with(connect: Connect, name: str, config: dict[str, str]) -> None:
     """Give a connector another configuration. Stopped first: else the states of its old tasks could be taken for the new ones'."""
+    now = connect.status(name)
+    if now and now.state == "FAILED":  # what never began can't be stopped
+        connect.put(name, config)
+        connect.restart_failed(name)
+        return
     connect.stop(name)
     try:
         connect.put(name, config)

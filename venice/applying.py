@@ -1,0 +1,157 @@
+"""`venice apply` and `venice diff`: pipelines by name or folder, compared, applied, recorded."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from venice import runner
+from venice.cluster import Cluster
+from venice.errors import InputError, VeniceError
+from venice.pipeline.model import Change
+from venice.pipeline.plan import Plans, prepare
+from venice.records import Record
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Pipelines on a cluster whose model knows them; `outside`: those that its inventory does not name."""
+
+    cluster: Cluster
+    inventory: Path
+    folders: list[Path]
+    outside: list[Path]
+    extra: dict[str, Any]
+
+
+def choose(inventory: Path, names: Sequence[str]) -> Chosen:
+    """The pipelines of these names or folders; all of the inventory when there are none. InputError for one that is not there."""
+    cluster = Cluster.load(inventory)
+    if not names:
+        return Chosen(cluster, inventory, cluster.pipelines, [], {})
+    folders = list(dict.fromkeys(cluster.pipeline_folder(name) for name in names))
+    return including(cluster, inventory, folders)
+
+
+def including(cluster: Cluster, inventory: Path, folders: list[Path]) -> Chosen:
+    """The model again with pipelines that the inventory does not name, so that it knows their producers' hosts."""
+    outside = [folder for folder in folders if folder not in cluster.pipelines]
+    if not outside:
+        return Chosen(cluster, inventory, folders, [], {})
+    extra = {"venice_pipelines": [*cluster.var(next(iter(cluster.hosts)), "venice_pipelines"), *map(str, outside)]}
+    return Chosen(Cluster.load(inventory, extra), inventory, folders, outside, extra)
+
+
+def compare(chosen: Chosen, prune: bool = False, wait: float = 0.0) -> Plans:
+    """What the pipelines need; see `plan.prepare`."""
+    return prepare(chosen.cluster, chosen.folders, wait, prune)
+
+
+def apply(chosen: Chosen, plans: Plans, listener: runner.Listener, report: Callable[[str], None] = lambda line: None) -> Record:
+    """Make all changes, the producers' through Ansible, and keep what was applied; returns the run's record.
+
+    Its `exit_code` is not 0 when Ansible failed; all other failures are raised, recorded, too.
+    """
+    cluster = chosen.cluster
+    record = Record.start("apply", cluster.name, chosen.inventory, None, [])
+    began = time.monotonic()
+    done: list[Change] = []
+    by_line = {str(change): change for change in plans.changes}
+
+    def note(line: str) -> None:
+        if line in by_line:
+            done.append(by_line[line])
+        report(line)
+
+    try:
+        with runner.alone(cluster.state_dir, "apply"):
+            record.save(cluster.state_dir)
+            plans.apply(note)
+            plans.record(record.user)
+    except (VeniceError, KeyboardInterrupt) as error:
+        wrong = isinstance(error, VeniceError)
+        record.outcome, record.exit_code = ("failed", error.exit_code) if wrong else ("interrupted", runner.INTERRUPTED)
+        record.failures = [{"host": cluster.name, "task": "Apply the pipelines", "msg": str(error)}]
+        raise
+    finally:
+        record.seconds = round(time.monotonic() - began, 1)
+        record.differences = [difference(cluster.name, change) for change in done]
+        if record.exit_code is None:
+            record.outcome, record.exit_code = ("changed" if done else "unchanged"), 0
+        record.save(cluster.state_dir)
+    if plans.with_producers:
+        prune = any(kind == "producer" for plan in plans.all for kind, _ in plan.removed)
+        extra = chosen.extra | {"venice_apply": plans.with_producers, "venice_apply_prune": prune}
+        runner.run("apply", "apply", runner.Options(chosen.inventory), cluster, listener, extra, record)
+    return record
+
+
+def difference(cluster: str, change: Change) -> dict[str, Any]:
+    """The form that all of Venice's actions return; it happens to the cluster, not to the host that the task runs for."""
+    reasons = {"create": "does not exist", "remove": "its pipeline no longer has it"}
+    return {
+        "host": cluster,
+        "component": change.kind,
+        "name": f"{change.kind} {change.name}",
+        "action": change.action,
+        "reason": reasons.get(change.action) or ", ".join(d.field for d in change.differences),
+    }
+
+
+def refuse_questions(plans: Plans) -> None:
+    """InputError when something of the pipelines needs a person's consent, for those who have nobody to ask."""
+    if plans.questions:
+        names = " ".join(plan.pipeline.name for plan in plans.all if plan.questions)
+        raise InputError("\n".join(plans.questions), f"if that is what you want: venice apply {names} --yes")
+
+
+def lines(plans: Plans) -> list[str]:
+    """What differs, for a person: a heading for each pipeline, its changes below it."""
+    found = []
+    for plan in plans.all:
+        found.append(f"{plan.pipeline.name}: {'in step' if not plan.changes else f'{count(len(plan.changes))}'}")
+        for change in plan.changes:
+            found.append(f"  {change.headline}")
+            found += [f"      {line}" for line in change.details]
+    return found
+
+
+def remarks(chosen: Chosen, plans: Plans) -> list[str]:
+    """What a person should know at the end: what the folders no longer have, what a deployment will not keep."""
+    found = []
+    for plan in plans.all:
+        name = plan.pipeline.name
+        left = [(kind, thing) for kind, thing in plan.left if (kind, thing) not in plan.removed]
+        gone = [f"{kind} {thing}" for kind, thing in left if kind != "sql"]
+        if gone:
+            found.append(f"{name} no longer has {', '.join(gone)}: `venice apply {name} --prune` removes what it left")
+        if sql := [thing for kind, thing in left if kind == "sql"]:
+            found.append(f"{name} no longer has {', '.join(sql)}: what it did stays, Venice undoes no SQL")
+        if plan.pipeline.folder.resolve() in chosen.outside:
+            keeps = "keeps its producers, too" if plan.pipeline.producers else "applies it, too"
+            found.append(f"{name} is not in {chosen.inventory}: `venice install {name}` names it there, and `venice deploy` {keeps}")
+    return found
+
+
+def count(changes: int) -> str:
+    """`3 changes`."""
+    return f"{changes} change{'s' if changes != 1 else ''}"
+
+
+def closing(chosen: Chosen, plans: Plans, check: bool, code: int) -> list[str]:
+    """The last lines of `venice apply`."""
+    if check:
+        return [*lines(plans), *remarks(chosen, plans)]
+    name = chosen.cluster.name
+    if code:
+        return [f"apply {name} failed: the producers are not what their pipelines say; the rest is"]
+    if not plans.changes:
+        return [f"nothing changed on {name}", *remarks(chosen, plans)]
+    made = f"applied {', '.join(plan.pipeline.name for plan in plans.all)} to {name}: {count(len(plans.changes))}"
+    return [made, *remarks(chosen, plans), "next: `venice pipelines` shows whether it stays so, `venice status` what runs"]
+
+
+def to_dict(chosen: Chosen, plans: Plans, check: bool) -> dict[str, Any]:
+    """Form for `--json`, of `apply` and `diff`: `checked` when nothing was changed."""
+    return {"cluster": chosen.cluster.name, "checked": check, "pipelines": [plan.to_dict() for plan in plans.all]}
