@@ -157,7 +157,7 @@ def _next(cluster: Cluster, status: Status) -> list[str]:
     stopped = [r for r in there if r.state in ("exited", "created")]
     if stopped and len(stopped) == len(there):
         return [*steps, "venice up"]
-    ill = [r for r in there if r.state not in ("running", "missing") or (r.state == "running" and r.health != "healthy")]
+    ill = [r for r in there if r.state not in ("running", "missing") or (r.state == "running" and r.health not in _GOOD)]
     # one that has just started is given its time, the others tell in their logs why they do not run
     steps += [f"venice logs {r.instance}@{r.host}" for r in ill if r not in stopped and r.health != "starting"]
     steps += [f"venice restart {r.instance}@{r.host}" for r in stopped]

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from venice.errors import UnreachableError, VeniceError
@@ -58,15 +58,24 @@ def read(kafka: "Kafka") -> dict[str, Applied]:
                 at = max(at, consumer.position([place])[0].offset)
                 continue
             at = message.offset() + 1
-            name = message.key().decode()
+            name = (message.key() or b"").decode(errors="replace")
             found.pop(name, None)
-            if message.value():
-                found[name] = Applied(**json.loads(message.value()))
+            if record := _record(message.value()):
+                found[name] = record
     except KafkaException as error:
         raise UnreachableError(f"Kafka: topic {TOPIC.name}: {error.args[0].str()}", "`venice status` shows the brokers") from error
     finally:
         consumer.close()
     return found
+
+
+def _record(value: bytes | None) -> Applied | None:
+    """What a record says; None for one that was deleted, or that nobody of Venice's has written."""
+    try:
+        said = json.loads(value or b"")
+        return Applied(**{field.name: said[field.name] for field in fields(Applied)})
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def write(kafka: "Kafka", record: Applied, replication: int) -> None:

@@ -142,7 +142,8 @@ class Plans:
             if before and before.digest == plan.digest and before.resources == resources and not plan.changes:
                 continue
             at = datetime.now(UTC).isoformat(timespec="seconds")
-            write(kafka_of(self.cluster), Applied(plan.pipeline.name, at, by, __version__, plan.digest, resources), replication)
+            record = Applied(plan.pipeline.name, at, by, __version__, plan.digest, resources)
+            write(kafka_of(self.cluster), record, replication)
 
 
 def prepare(cluster: Any, folders: Iterable[Path], wait: float = 0.0, prune: bool = False) -> Plans:
