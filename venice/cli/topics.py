@@ -1,7 +1,6 @@
 """`venice topics`."""
 
 import json
-import sys
 
 import click
 
@@ -87,26 +86,24 @@ def show(cluster, topic: str, output: str, **choice) -> None:
 
     kafka, codec = Kafka.of(cluster), messages.Codec.of(cluster)
     topics.existing(kafka, [topic])
-    print_records(messages.selected(kafka, codec, topic, messages.Choice(**choice)), codec, output)
+    print_records(map(codec.describe, messages.selected(kafka, codec, topic, messages.Choice(**choice))), codec, output, record_text)
 
 
-def print_records(records, codec, output: str, describe=None) -> None:
-    """Prints records as they come, as text or as one JSON object per line; `describe` (default: the codec's) makes the object.
+def print_records(described, codec, output: str, text) -> None:
+    """Prints described records as they come: each as `text` makes it, or as a JSON object per line.
 
     Whatever keeps the codec from asking the registry is said once, on standard error.
     """
     warned = False
-    for record in records:
-        found = (describe or codec.describe)(record)
+    for found in described:
         if codec.problem and not warned:
             warned = True
             click.secho(f"warning: {codec.problem}", fg="yellow", err=True)
-        click.echo(json.dumps(found, ensure_ascii=False) if output == "json" else _text(found))
-        # a reader of a pipe sees each record when it is there
-        sys.stdout.flush()
+        click.echo(json.dumps(found, ensure_ascii=False) if output == "json" else text(found))
 
 
-def _text(found: dict) -> str:
+def record_text(found: dict) -> str:
+    """A described record for people, over several lines."""
     schema = found["value_schema"]
     kind = f"{found['value_format']}, {schema['subject']} (id {schema['id']})" if schema else found["value_format"]
     lines = [
@@ -118,12 +115,11 @@ def _text(found: dict) -> str:
         if found[f"{part}_error"]:
             lines.append(click.style(f"  {part} not decoded: {found[f'{part}_error']}", fg="yellow"))
     lines += [f"  header {header['name']}: {_shown(header['value'])}" for header in found["headers"]]
-    lines += [click.style(f"  {name}: {value}", fg="yellow") for name, value in found.get("failure", {}).items() if value]
     return "\n".join(lines)
 
 
 def _shown(value) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 
 
 @command.command()
