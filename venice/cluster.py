@@ -21,12 +21,12 @@ from venice.errors import InputError
 
 os.environ["ANSIBLE_CONFIG"] = str(paths.resource("ansible.cfg"))
 
-from ansible._internal._datatag._tags import Origin
 from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
 from venice import images
+from venice.reading import Loader, one_message
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -125,24 +125,6 @@ def size(value: str | int) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-class _Loader(DataLoader):
-    """Ansible's reader of files, with texts for some of them in place of what is on the disk."""
-
-    def __init__(self, texts: Mapping[Path, str]):
-        super().__init__()
-        self._texts = {str(path): text for path, text in texts.items()}
-
-    def get_text_file_contents(self, file_name: str, encoding: str | None = None) -> str:
-        text = self._texts.get(self.path_dwim(file_name))
-        return super().get_text_file_contents(file_name, encoding) if text is None else Origin(path=file_name).tag(text)
-
-
-def written_in(value: Any) -> tuple[Path, int | None] | None:
-    """File and line (from 1) in which a variable's value stands; None for what no file says."""
-    origin = Origin.get_tag(value)
-    return (Path(origin.path), origin.line_num) if origin and origin.path else None
-
-
 class Cluster:
     """Everything an inventory says, evaluated. Made by `load` (CLI) or directly by the action plugins."""
 
@@ -205,15 +187,14 @@ class Cluster:
         from venice.secrets import vault_secrets
 
         _plugins()
-        loader = _Loader(texts or {})
+        loader = Loader(texts or {})
         loader.set_vault_secrets(vault_secrets())
-        try:
-            manager = InventoryManager(loader=loader, sources=[str(inventory)])
+        with one_message(inventory):
+            # absolute: Ansible remembers by path what it found, also when the current folder is another one by then
+            manager = InventoryManager(loader=loader, sources=[str(inventory.absolute())])
             variables = VariableManager(loader=loader, inventory=manager)
             variables._extra_vars = {k: trust_as_template(v) if isinstance(v, str) else v for k, v in (extra_vars or {}).items()}
             raw = {h.name: variables.get_vars(host=h, include_hostvars=False) for h in manager.get_hosts()}
-        except AnsibleError as error:
-            raise InputError(f"{inventory}: {error}", "mend the file; `ansible-inventory -i FILE --list` reads it the same way") from error
         return cls(raw, manager.get_groups_dict(), loader)
 
     # ---- variables -----------------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from venice import __version__, inventory, paths, pipeline, preflight, sources, yamledit
-from venice.cluster import Cluster, component_roles, written_in
+from venice.cluster import Cluster, component_roles
 from venice.errors import InputError
 from venice.overview import shown
+from venice.reading import written_in
 from venice.sources import Source
 
 RECORD = ".venice-source.json"
@@ -233,7 +234,7 @@ def _to_copy(target: Path, source: Source, overwrite: Callable[[str], bool], out
     wanted = {path: hashlib.sha256(content).hexdigest() for path, content in source.files.items()}
     same = all(here.get(path) == digest for path, digest in wanted.items())
     if record is None:
-        if same and not source.commit:
+        if same and (source.url == _SHIPPED or not source.commit):
             return False
         if not same:
             _or_refuse(target, sorted(p for p in here if wanted.get(p) != here[p]), "is there and was not installed from there", overwrite)
@@ -391,8 +392,10 @@ def _write(file: Path, text: str) -> None:
 
 
 def _new_findings(before: Cluster, after: Cluster) -> list[preflight.Finding]:
-    known = preflight.validate(before)
-    return [finding for finding in preflight.validate(after) if finding not in known]
+    """What is wrong only afterwards; what was before is no reason to refuse."""
+    found = preflight.validate(after)
+    known = preflight.validate(before) if found else []
+    return [finding for finding in found if finding not in known]
 
 
 def _listed(heading: str, findings: list[preflight.Finding]) -> str:

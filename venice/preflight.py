@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from venice.cluster import Cluster, component_roles, roles, size, written_in
+from venice.cluster import Cluster, component_roles, roles, size
 from venice.errors import InputError
+from venice.reading import written_in
 
 # Debian and Ubuntu releases whose packages the engine role knows.
 _SYSTEMS = {("debian", "12"), ("debian", "13"), ("ubuntu", "22.04"), ("ubuntu", "24.04")}

@@ -23,6 +23,7 @@ _FULL = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _IGNORED = {"__pycache__", ".git", ".DS_Store"}
 _NO_CONTACT = ("could not resolve", "unable to access", "could not read from remote", "connection", "timed out", "no route to host")
+_REFUSED = ("does not appear to be a git repository", "not found", "returned error: 4", "permission denied")
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,8 @@ class _Repository:
 
     def _refusal(self, error: "_GitError") -> VeniceError:
         said = str(error).lower()
-        kind = UnreachableError if any(words in said for words in _NO_CONTACT) else InputError
+        answered = any(words in said for words in _REFUSED)
+        kind = UnreachableError if not answered and any(words in said for words in _NO_CONTACT) else InputError
         last = [line for line in str(error).splitlines() if line.strip()] or ["no reason given"]
         reason = next((line for line in last if line.startswith("fatal:")), last[-1]).removeprefix("fatal: ")
         return kind(f"{self.address}: {reason}", "try `git ls-remote` with this address; it must work without being asked for a password")
