@@ -17,7 +17,7 @@ from typing import Any
 from venice import __version__, inventory, paths, pipeline, preflight, sources, yamledit
 from venice.cluster import Cluster, component_roles
 from venice.errors import InputError
-from venice.overview import shown
+from venice.paths import shown
 from venice.reading import written_in
 from venice.sources import Source
 

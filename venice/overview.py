@@ -1,11 +1,10 @@
 """The model of a cluster in words: who runs where, under which addresses."""
 
-import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from venice.cluster import Cluster, component_roles
+from venice.paths import shown
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,3 @@ def overview(cluster: Cluster) -> Overview:
 def _component(cluster: Cluster, name: str) -> Component:
     instances = [Running(i.name, i.host, i.container, {port: i.endpoint(port) for port in i.ports}) for i in cluster.instances(name)]
     return Component(name, component_roles()[name].description["title"], instances)
-
-
-def shown(path: Path) -> str:
-    """A path as it is shown: from the current folder when it is below it."""
-    return os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)

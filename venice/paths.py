@@ -22,3 +22,9 @@ def cache_dir() -> Path:
 def lab_dir() -> Path:
     """Folder of the lab's SSH key and known hosts. One per user: a machine has one lab, whatever checkout made it."""
     return Path.home() / ".venice" / "lab"
+
+
+def shown(path: Path) -> str:
+    """A path as people see it: from the current folder when it is below it."""
+    full = path.absolute()
+    return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)

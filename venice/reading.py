@@ -1,6 +1,5 @@
 """How Ansible reads an inventory's files for Venice. Imported by `venice.cluster`, which names Ansible's configuration first."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from ansible.inventory import manager
 from ansible.parsing.dataloader import DataLoader
 
 from venice.errors import InputError
+from venice.paths import shown
 
 _YAML = (".yml", ".yaml", ".json")
 
@@ -65,9 +65,10 @@ def one_message(inventory: Path) -> Iterator[None]:
 def _reason(inventory: Path, error: AnsibleError, failures: list[AnsibleError]) -> tuple[str, str]:
     """Of the parsers' reasons the one for the file's form; a line is known when it is no YAML at all."""
     if not failures:
-        # a file of variables
-        path, line = getattr(error.obj, "path", None), getattr(error.obj, "line_num", None)
-        return (f"{os.path.relpath(path)}:{line}" if path and line else str(path or inventory)), str(error)
+        # a file of variables; Ansible's error around the parser's has lost the place
+        origins = [getattr(e, "obj", None) for e in (error, error.__cause__, error.__context__)]
+        path, line = next(((o.path, o.line_num) for o in origins if getattr(o, "path", None)), (None, None))
+        return (f"{shown(Path(path))}:{line}" if path and line else str(path or inventory)), str(error)
     file = Path(str(error).rpartition("inventory source ")[2])
     place = str(inventory) if inventory.is_file() else str(inventory / file.name)
     # in the order in which Ansible asks them: what makes an inventory by a plugin's settings, YAML, INI

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from venice import actions, inventory
+from venice.cluster import Cluster
 from venice.errors import InputError
 from venice.runner import Options
 
@@ -189,3 +190,25 @@ def test_encrypted_secrets_without_password(tmp_path, monkeypatch):
     (state / "secrets.yml").write_bytes(VaultLib([("default", VaultSecret(b"known"))]).encrypt(b"postgres_password: x\n"))
     with pytest.raises(InputError, match=r"secrets\.yml is encrypted with ansible-vault"):
         actions.checked(Options(inventory.resolve("right")))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("hosts.yml", "all:\n  hosts: [a\n", "hosts.yml:3: YAML parsing failed"),
+        ("hosts.yml", "all:\n  hosts: [a]\n", 'hosts.yml: Invalid "hosts" entry for "all" group, requires a dictionary, found a list'),
+        ("group_vars/all.yml", "a: [\n", "group_vars/all.yml:2: YAML parsing failed"),
+        ("hosts.ini", "[kafka:nonsense]\na\n", "hosts.ini: Failed to parse inventory"),
+    ],
+)
+def test_a_file_that_can_not_be_read_is_named_once_with_its_line(tmp_path, monkeypatch, capfd, name, text, message):
+    """Ansible's own three warnings, one for each of its parsers, are not printed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x" / "group_vars").mkdir(parents=True)
+    if not name.startswith("hosts"):
+        (tmp_path / "x" / "hosts.yml").write_text("all:\n  hosts:\n    a:\n")
+    (tmp_path / "x" / name).write_text(text)
+    with pytest.raises(InputError) as caught:
+        Cluster.load(Path("x"))
+    assert message in caught.value.message
+    assert capfd.readouterr() == ("", "")

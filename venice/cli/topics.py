@@ -125,7 +125,9 @@ def _shown(value) -> str:
 @command.command()
 @cluster_option
 @click.argument("name")
-@click.option("--partitions", type=click.IntRange(1), default=1, show_default=True, metavar="N")
+@click.option(
+    "--partitions", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="How many parts the topic is split into."
+)
 @click.option("--replication", type=click.IntRange(1), metavar="N", help="Default: the cluster's.")
 @click.option("--retention", metavar="TIME", help="unlimited, or as 90s, 30m, 12h, 7d. Default: the cluster's.")
 @click.option("--cleanup", type=click.Choice(["delete", "compact", "compact,delete"]), help="Default: the cluster's.")
