@@ -130,7 +130,8 @@ def component(place: Path, name: str, hosts: list[str]) -> Outcome:
     """
     name = name.replace("-", "_")
     cluster = Cluster.load(place)
-    hosts = list(dict.fromkeys(hosts))
+    # plain texts: names out of the model are texts of Ansible's own, which remember their files
+    hosts = list(dict.fromkeys(str(host) for host in hosts))
     for host in hosts:
         if host not in cluster.hosts:
             near = difflib.get_close_matches(host, list(cluster.hosts), 1)

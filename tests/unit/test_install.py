@@ -156,6 +156,12 @@ def test_other_forms_of_inventories_get_the_lines_to_add(place, name, text):
     assert (place / name).read_text() == text
 
 
+def test_names_may_come_out_of_the_model(place):
+    """They are texts of Ansible's own then."""
+    free = [host for host in Cluster.load(place).hosts if host == "lab-1"]
+    assert install.component(place, "connect", free).changes
+
+
 def test_hyphens_mean_the_same(place):
     assert install.component(place, "schema-registry", ["lab-3"]).changes == ["inventory/lab/hosts.yml: group schema_registry: added lab-3"]
 
