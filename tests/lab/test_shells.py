@@ -178,6 +178,17 @@ def test_exec_opens_a_shell(deployed, terminal):
     assert child.exitstatus == 3
 
 
+# ---- ksql
+
+
+def test_without_ksqldb_it_names_sql(deployed):
+    for arguments in ([], ["-e", "SHOW STREAMS;"]):
+        done = call("ksql", "-i", "lab", *arguments)
+        assert done.returncode == 2
+        assert "nothing runs ksqlDB" in done.stderr
+        assert "`venice sql`" in done.stderr
+
+
 # ---- a host that goes away
 
 

@@ -27,7 +27,7 @@ def command(cluster, commands: tuple[str, ...], file: IO[bytes] | None, as_csv: 
     from venice.terminal import on_terminal
 
     if commands and file:
-        raise InputError("-c and -f together: which is to be first?", "run them one after the other")
+        raise InputError("-c and -f together: which first?", "run the command twice")
     if as_json and (len(commands) != 1 or as_csv or options):
         raise InputError("--json takes one -c SQL and no other options", "repeat the command for each statement")
     postgres = Postgres.of(cluster)
