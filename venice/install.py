@@ -97,7 +97,7 @@ def listing(cluster: Cluster) -> Listing:
                 name in shipped,
                 name in named,
                 str(local[name]) if name in local else None,
-                f"{record['url']}#{record['commit']}" if record and record["commit"] else None,
+                f"{record['url']}#{record['commit']}" if record and record["url"] != _SHIPPED and record["commit"] else None,
             )
         )
     return Listing(components, offered)

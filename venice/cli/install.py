@@ -83,7 +83,9 @@ def _print(found: "Listing") -> None:
         components.add_row(c.name, c.title, ", ".join(c.hosts) or "-", ", ".join(c.requires))
     pipelines = grid("pipeline", "runs", "in", "")
     for p in found.pipelines:
-        pipelines.add_row(p.name, "yes" if p.named else "-", p.folder or "Venice", f"{p.description}{f' ({p.source})' if p.source else ''}")
+        url, _, pinned = (p.source or "").rpartition("#")
+        origin = f" (from {url} at {pinned[:12]})" if pinned else ""
+        pipelines.add_row(p.name, "yes" if p.named else "-", p.folder or "Venice", p.description + origin)
     out = console()
     out.print(components)
     out.print()
