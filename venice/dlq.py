@@ -372,7 +372,7 @@ class DeadLetters:
         wanted = {id_: name for name, id_ in self.kafka.topic_ids(names).items()}
         found: dict[Place, dict[int, Mark]] = {}
         for record in read(self.kafka, spans(self.kafka, MARKS)):
-            id_, partition, offset = (record.key or b"").decode().split("/")
+            id_, partition, offset = (record.key or b"").decode().rsplit("/", 2)
             if id_ not in wanted:
                 continue
             own = found.setdefault((wanted[id_], int(partition)), {})

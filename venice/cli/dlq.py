@@ -259,7 +259,8 @@ def drop(cluster, name: str, offsets, before: str | None, every: bool, yes: bool
     if doomed.records:
         waiting = f", {doomed.waiting} of them not replayed" if doomed.waiting else ", all replayed"
         places = ", ".join(f"partition {place[1]} before {offset}" for place, offset in sorted(doomed.before.items()))
-        click.echo(f"{doomed.topic}: {_records(doomed.records)}{waiting} ({places})", err=as_json)
+        if not (as_json and yes):
+            click.echo(f"{doomed.topic}: {_records(doomed.records)}{waiting} ({places})", err=as_json)
         ask("Drop them?", yes)
         letters.drop(doomed)
     if as_json:
