@@ -91,6 +91,11 @@ def pages(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[s
     return _beginning(found, incomplete)
 
 
+def named_pipelines(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Completes the pipelines that `pipelines` finds."""
+    return _beginning(pipelines(), incomplete)
+
+
 def installable(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
     """Completes components, pipelines, and folders."""
     if incomplete.startswith((".", "/", "~")):

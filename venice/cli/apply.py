@@ -4,12 +4,12 @@ import sys
 
 import click
 
-from venice import inventory
+from venice import completion, inventory
 from venice.cli._options import ask, inventory_option, json_option, yes_option
 
 
 @click.command()
-@click.argument("pipelines", nargs=-1, required=True, metavar="PIPELINE...")
+@click.argument("pipelines", nargs=-1, required=True, metavar="PIPELINE...", shell_complete=completion.named_pipelines)
 @inventory_option
 @click.option("--check", is_flag=True, help="Only show what would be changed.")
 @click.option("--prune", is_flag=True, help="Remove what an earlier apply made and the folder no longer has; names it and asks.")

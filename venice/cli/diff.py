@@ -4,12 +4,12 @@ import sys
 
 import click
 
-from venice import inventory
+from venice import completion, inventory
 from venice.cli._options import inventory_option, json_option
 
 
 @click.command()
-@click.argument("pipelines", nargs=-1, metavar="[PIPELINE]...")
+@click.argument("pipelines", nargs=-1, metavar="[PIPELINE]...", shell_complete=completion.named_pipelines)
 @inventory_option
 @json_option
 def command(pipelines: tuple[str, ...], inventory_name: str | None, as_json: bool) -> None:

@@ -4,12 +4,13 @@ import sys
 
 import click
 
+from venice import completion
 from venice.cli._options import cluster_option
 
 
 @click.command(context_settings={"allow_interspersed_args": False}, short_help="Run a command, or a shell, in a container.")
 @cluster_option
-@click.argument("instance", metavar="INSTANCE[@HOST]")
+@click.argument("instance", metavar="INSTANCE[@HOST]", shell_complete=completion.running)
 @click.argument("argv", nargs=-1, metavar="[--] [CMD...]")
 def command(cluster, instance: str, argv: tuple[str, ...]) -> None:
     """Run a command in an instance's container, or open a shell there; its exit code is this command's.

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from venice import completion
 from venice.cli._options import cluster_option
 
 _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_yellow", "bright_green", "bright_magenta", "bright_blue")
@@ -20,7 +21,7 @@ _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright
 )
 @click.option("--grep", metavar="REGEX", help="Only records that match, with all their lines.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per record.")
-@click.argument("names", nargs=-1, metavar="[COMPONENT|INSTANCE|HOST|INSTANCE@HOST]...")
+@click.argument("names", nargs=-1, metavar="[COMPONENT|INSTANCE|HOST|INSTANCE@HOST]...", shell_complete=completion.running)
 def command(cluster, follow: bool, since: str | None, tail: int | None, grep: str | None, as_json: bool, names: tuple[str, ...]) -> None:
     """Show the logs of components, instances and hosts as one, merged by time (UTC).
 

@@ -4,12 +4,13 @@ import sys
 
 import click
 
+from venice import completion
 from venice.cli._options import playbook_options
 
 
 @click.command()
 @playbook_options
-@click.argument("names", nargs=-1, metavar="[COMPONENT|INSTANCE|HOST]...")
+@click.argument("names", nargs=-1, metavar="[COMPONENT|INSTANCE|HOST]...", shell_complete=completion.running)
 def command(options, names: tuple[str, ...]) -> None:
     """Restart containers, one at a time, each only when the one before works again.
 
