@@ -69,7 +69,8 @@ class Postgres:
 
     def run_input(self, source: IO[bytes] | None = None, options: Sequence[str] = ()) -> int:
         """Run the SQL of a file, or of this process's input, and print the results; 0, or 1 at the first that fails."""
-        return self._run(None if source is None else [source], options)
+        # -f: so that errors name the line
+        return self._run(None if source is None else [source], [*options, "-f", "-"])
 
     def rows(self, command: str, timeout: float = COMMAND_SECONDS) -> list[dict[str, str | None]]:
         """What the last statement of `command` returns: each row by column, values as text, NULL as None."""
@@ -88,7 +89,7 @@ class Postgres:
     def _run(self, sources: Sequence[IO[bytes]] | None, options: Sequence[str]) -> int:
         name = f"venice {uuid.uuid4().hex[:12]}"
         try:
-            return self._psql(["-X", "-v", "ON_ERROR_STOP=1", *options, "-f", "-"], False, sources, {"PGAPPNAME": name})
+            return self._psql(["-X", "-v", "ON_ERROR_STOP=1", *options], False, sources, {"PGAPPNAME": name})
         except KeyboardInterrupt:
             # psql in the container gets no signal when the connection to it ends, and its statement would run on
             with suppress(VeniceError):

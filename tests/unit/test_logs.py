@@ -296,3 +296,24 @@ def test_a_container_that_restarts_and_a_host_that_comes_back_are_followed_on(mo
         "kafka@lab-1 runs again",
     ]
     assert [since.second for since in engine.asked] == [0, 1, 1, 2]
+
+
+def test_what_the_inventory_does_not_know_is_looked_for_on_the_hosts(monkeypatch):
+    from venice import hosts, selection
+
+    asked = []
+    left = Instance("producer", "producer-y", "lab-2", "", {}, "venice-producer-y")
+    cluster = FakeCluster("lab-1", "lab-2")
+    cluster.order, cluster.instances = ["kafka"], lambda component=None: [i for i in (KAFKA, OTHER) if component in (None, i.component)]
+
+    def over(hosts, function):
+        asked.append([h.name for h in hosts])
+        return {"lab-1": UnreachableError("off"), "lab-2": [OTHER, left]}
+
+    monkeypatch.setattr(hosts, "over", over)
+    assert selection.select(selection.with_running(cluster, ["kafka@lab-2"]), ["kafka@lab-2"]) == [OTHER]
+    assert asked == []
+    assert selection.select(selection.with_running(cluster, ["producer-y"]), ["producer-y", "kafka"]) == [KAFKA, OTHER, left]
+    assert asked == [["lab-1", "lab-2"]]
+    with pytest.raises(InputError, match="'produser-y' is no component"):
+        selection.select(selection.with_running(cluster, ["produser-y"]), ["produser-y"])

@@ -24,6 +24,6 @@ def command(cluster, instance: str, argv: tuple[str, ...]) -> None:
     argv = argv[1:] if argv[:1] == ("--",) else argv
     if argv and argv[0].startswith("-"):
         raise InputError(f"{argv[0]} is no command", f"options go before {instance}: venice exec -i NAME {instance} CMD")
-    chosen = selection.one(cluster, instance)
+    chosen = selection.one(selection.with_running(cluster, [instance]), instance)
     with DockerHost(cluster.hosts[chosen.host]) as host:
         sys.exit(terminal.attach(host, chosen.container, list(argv) or terminal.SHELL, terminal.on_terminal()))

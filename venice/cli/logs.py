@@ -33,7 +33,7 @@ def command(cluster, follow: bool, since: str | None, tail: int | None, grep: st
 
     wanted = logs.query(since, tail, grep, follow)
     ask = not names and not as_json and on_terminal()
-    chosen = logs.pick(cluster) if ask else selection.select(cluster, names or [selection.ALL])
+    chosen = logs.pick(cluster) if ask else selection.select(selection.with_running(cluster, names), names or [selection.ALL])
     width = max((len(logs.label(i)) for i in chosen), default=0)
     colours = {logs.label(i): _COLOURS[n % len(_COLOURS)] for n, i in enumerate(chosen)}
     coloured = False if os.environ.get("NO_COLOR") else None
