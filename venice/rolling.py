@@ -51,7 +51,13 @@ def order(cluster: "Cluster", pending: list["Instance"]) -> list["Instance"]:
     if any(i.component == "kafka" for i in pending):
         from venice.kafka import Kafka
 
-        active = Kafka.of(cluster).controller()
+        try:
+            active = Kafka.of(cluster).controller()
+        except UnreachableError as error:
+            raise UnreachableError(
+                error.message,
+                "no broker was stopped; `venice up` starts those that are down, `venice down` and `venice up` stop and start all",
+            ) from error
     return sorted(pending, key=lambda i: (cluster.order.index(i.component), i.vars.get("node_id", 0) == active))
 
 

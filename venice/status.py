@@ -158,9 +158,10 @@ def _next(cluster: Cluster, status: Status) -> list[str]:
     if stopped and len(stopped) == len(there):
         return [*steps, "venice up"]
     ill = [r for r in there if r.state not in ("running", "missing") or (r.state == "running" and r.health not in _GOOD)]
+    # what is stopped may be why others are ill
+    steps += [f"venice restart {r.instance}@{r.host}" for r in stopped] if len(stopped) == 1 else ["venice up"] if stopped else []
     # one that has just started is given its time, the others tell in their logs why they do not run
     steps += [f"venice logs {r.instance}@{r.host}" for r in ill if r not in stopped and r.health != "starting"]
-    steps += [f"venice restart {r.instance}@{r.host}" for r in stopped]
     if not steps and any(r.health == "starting" for r in ill):
         steps.append("venice status --watch")
     if any(c["failure"] for c in status.connectors):

@@ -28,6 +28,8 @@ from venice.hosts import DockerHost
 from venice.masking import MASK, Masker, mentions, secrets_in
 
 SECONDS = 15.0
+# how Venice writes a file that holds a secret
+_OWNER_ONLY = "0400"
 # a variable that is named like this is masked wherever its value stands
 _VARIABLE = re.compile("passw|secret|token|key", re.IGNORECASE)
 LOG_LINES = 1000
@@ -95,7 +97,15 @@ def make(cluster: Cluster, output: Path | None = None) -> Bundle:
     values = _known_secrets(cluster)
     found, missing = _gather(_questions(cluster), SECONDS)
     raw = {name: answer for name, answer in found.items() if not name.startswith("hosts/")}
-    masker = Masker(values | secrets_in({"connectors": raw.get("connectors.json")}))
+    values |= secrets_in(raw.get("connectors.json"))
+    values |= {
+        v
+        for name in found.keys() - raw.keys()
+        for f in found[name]["files"].values()
+        if f["mode"] == _OWNER_ONLY
+        for v in _pairs(f["text"])
+    }
+    masker = Masker(values)
     texts: dict[str, str] = {name: _json(masker.data(answer)) for name, answer in raw.items()}
     for host in cluster.hosts.values():
         if host.components:
@@ -239,9 +249,14 @@ def _known_secrets(cluster: Cluster) -> set[str]:
             document = cluster.desired(host)
             values |= {v for c in document["containers"] for v in secrets_in(c["env"])}
             for file in (f for f in document["files"] if f["secret"]):
-                pairs = (line.partition("=") for line in file["content"].splitlines())
-                values |= secrets_in({name.strip(): value.strip() for name, _, value in pairs})
+                values |= _pairs(file["content"])
     return values
+
+
+def _pairs(text: str) -> set[str]:
+    """Secrets in a file of `name=value` lines."""
+    pairs = (line.partition("=") for line in text.splitlines())
+    return secrets_in({name.strip(): value.strip() for name, _, value in pairs})
 
 
 def _host_files(cluster: Cluster, host: Host, found: dict[str, Any] | None, masker: Masker, missing: dict[str, str]) -> dict[str, str]:
@@ -261,8 +276,8 @@ def _host_files(cluster: Cluster, host: Host, found: dict[str, Any] | None, mask
     missing |= {f"{folder}: {what}": why for what, why in found["missing"].items()}
     root = Path(str(cluster.var(host.name, "venice_config_dir")))
     for name, file in found["files"].items():
-        # 0400 is how Venice writes a secret, also one that the inventory does not describe any more
-        hidden = name in secret or file["mode"] == "0400"
+        # also one that the inventory does not describe any more
+        hidden = name in secret or file["mode"] == _OWNER_ONLY
         text = masker.secret_file(file["text"]) if hidden else masker.text(file["text"])
         texts[f"{folder}/config/{Path(name).relative_to(root)}"] = text
     texts[f"{folder}/containers.json"] = _json([_container(c, masker) for c in found["containers"]])

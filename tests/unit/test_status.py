@@ -37,6 +37,10 @@ def test_when_all_is_well_nothing_is_to_be_done(lab):
         ([row("kafka", "lab-1"), row("connect", "lab-3", "restarting")], ["venice logs connect@lab-3"]),
         ([row("kafka", "lab-1"), row("kafka", "lab-2", "exited")], ["venice restart kafka@lab-2"]),
         ([row("kafka", "lab-1", "exited"), row("kafka", "lab-2", "exited")], ["venice up"]),
+        (
+            [row("kafka", "lab-1", health="unhealthy"), row("kafka", "lab-2", "exited")],
+            ["venice restart kafka@lab-2", "venice logs kafka@lab-1"],
+        ),
         ([row("kafka", "lab-1"), row("postgres", "lab-3", "missing")], ["venice deploy"]),
         ([row("kafka", "lab-1"), row("connect", "lab-3", health="starting")], ["venice status --watch"]),
     ],

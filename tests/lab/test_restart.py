@@ -1,0 +1,155 @@
+"""Restarting what runs, on three hosts: in which order, what is waited for, what is never stopped; and watching the status.
+
+The tests share one cluster and each leaves it whole.
+"""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pexpect
+import pytest
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
+
+from tests.lab.support import HOSTS, ROOT, VENICE, from_json, starts, status, venice, wait_until, whole
+from venice import lab as machines
+from venice.cluster import Cluster
+from venice.kafka import Kafka
+from venice.specs import TopicSpec
+
+TOPIC = "restart.records"
+
+
+@pytest.fixture(scope="module")
+def topic(deployed: Cluster):
+    Kafka.of(deployed).ensure_topics([TopicSpec(name=TOPIC, partitions=3)], default_replication=3)
+    yield TOPIC
+    AdminClient({"bootstrap.servers": deployed.bootstrap_servers}).delete_topics([TOPIC])[TOPIC].result(20)
+
+
+def changed(cluster: Cluster, before: dict) -> set[tuple[str, str]]:
+    after = starts(cluster)
+    return {key for key in after if after[key] != before[key]}
+
+
+def test_brokers_one_by_one_the_active_controller_last_and_nothing_lost(deployed, topic):
+    """A producer with acks=all and a consumer go on while all brokers are restarted."""
+    before, active = starts(deployed), next(b["host"] for b in status()["brokers"] if b["controller"])
+    servers = {"bootstrap.servers": deployed.bootstrap_servers}
+    seen: set[str] = set()
+    failed: list[str] = []
+    ended = threading.Event()
+
+    def consume() -> None:
+        consumer = Consumer(servers | {"group.id": "restart.reader", "auto.offset.reset": "earliest", "enable.auto.commit": False})
+        consumer.subscribe([topic])
+        while not ended.is_set():
+            message = consumer.poll(0.2)
+            if message and not message.error():
+                seen.add(message.value().decode())
+        consumer.close()
+
+    reader = threading.Thread(target=consume)
+    reader.start()
+    producer, total = Producer(servers | {"acks": "all", "enable.idempotence": True}), 0
+    try:
+        command = [*VENICE, "restart", "-i", "lab", "kafka"]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+            while running.poll() is None:
+                value = str(total)
+                producer.produce(topic, value, on_delivery=lambda error, _: failed.append(str(error)) if error else None)
+                total += 1
+                producer.poll(0.01)
+            output = running.stdout.read()
+        assert running.returncode == 0, output
+        assert producer.flush(60) == 0
+        assert not failed
+        wait_until(lambda: len(seen) == total, 60, "the consumer has read all")
+    finally:
+        ended.set()
+        reader.join()
+    assert changed(deployed, before) == {(host, "venice-kafka") for host in HOSTS}
+    times = {host: starts(deployed)[host, "venice-kafka"][1] for host in HOSTS}
+    assert max(times, key=times.get) == active, "the active controller goes last"
+    assert all(b["in_sync"] == b["replicas"] for b in status()["brokers"]), "it returns when all replicas are in sync"
+
+
+def test_no_broker_stops_while_another_is_down_and_a_stopped_one_is_started(deployed):
+    stopped = machines.run("lab-2", ["sudo", "docker", "stop", "venice-kafka"])
+    assert stopped.returncode == 0
+    try:
+        before = starts(deployed)
+        output = venice("restart", "-i", "lab", "kafka@lab-1", expect=1)
+        assert "may not restart while kafka@lab-2 is down" in output
+        assert "first: venice restart kafka@lab-2" in output
+        assert starts(deployed) == before
+        [step, *_] = status()["next"]
+        assert step == "venice restart kafka@lab-2"
+    finally:
+        venice(*step.split()[1:], "-i", "lab")
+    assert changed(deployed, before) == {("lab-2", "venice-kafka")}
+    assert all(b["registered"] and b["in_sync"] == b["replicas"] for b in status()["brokers"])
+
+
+def test_connectors_run_again_when_the_workers_were_restarted(deployed):
+    wait_until(whole, 120, "everything healthy")
+    before = starts(deployed)
+    venice("restart", "-i", "lab", "connect")
+    found = status()
+    assert found["connectors"]
+    assert all(c["running"] for c in found["connectors"]), found["connectors"]
+    assert changed(deployed, before) == {("lab-2", "venice-connect"), ("lab-3", "venice-connect")}
+
+
+def test_plain_ansible_does_the_same(deployed):
+    before = starts(deployed)
+    ansible = str(Path(sys.executable).with_name("ansible-playbook"))
+    command = [ansible, "-i", "inventory/lab", "playbooks/restart.yml", "-e", '{"venice_restart": ["schema-registry@lab-1"]}']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout
+    assert changed(deployed, before) == {("lab-1", "venice-schema-registry")}
+
+
+def test_what_is_not_named_is_chosen_from_a_list(deployed):
+    before = starts(deployed)
+    child = pexpect.spawn(
+        VENICE[0], [*VENICE[1:], "restart", "-i", "lab"], cwd=str(ROOT), dimensions=(40, 100), encoding="utf8", timeout=60
+    )
+    child.expect("Restart what")
+    child.expect("all")
+    names = ["kafka", "schema-registry", "postgres", "connect", "producer", "producer-bus-locations"]
+    child.send("\x1b[B" * names.index("producer-bus-locations") + " \r")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0, child.before
+    assert changed(deployed, before) == {("lab-1", "venice-producer-bus-locations")}
+
+
+def test_nothing_named_and_wrong_names_stop_nothing(deployed):
+    before = starts(deployed)
+    assert "what to restart is not named" in venice("restart", "-i", "lab", expect=2)
+    assert "did you mean connect?" in venice("restart", "-i", "lab", "kafka", "konnect", expect=2)
+    assert "it runs on lab-3" in venice("restart", "-i", "lab", "postgres@lab-1", expect=2)
+    assert starts(deployed) == before
+
+
+def test_status_says_what_its_schema_promises_and_can_be_watched(deployed):
+    wait_until(whole, 120, "everything healthy")
+    found = from_json(venice("status", "-i", "lab", "--json"), "status")
+    assert found["next"] == []
+    assert "--watch needs a terminal" in venice("status", "-i", "lab", "--watch", expect=2)
+    command = [*VENICE[1:], "status", "-i", "lab", "--watch", "1"]
+    child = pexpect.spawn(VENICE[0], command, cwd=str(ROOT), dimensions=(50, 100), encoding="utf8", timeout=30)
+    times = []
+    for _ in range(3):
+        child.expect(r"lab at (\d\d:\d\d:\d\d), every 1 s")
+        times.append(child.match[1])
+        child.expect("venice_canary")
+    assert len(set(times)) == 3
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    assert "bus_locations_latest" in child.before, "the last picture stays on the screen"
