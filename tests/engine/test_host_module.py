@@ -614,6 +614,28 @@ def test_stop_and_start(site):
     assert {name: entry[0] for name, entry in site.state()["containers"].items()} == identities
 
 
+def test_restart_only_what_is_named(site):
+    site.document["containers"].append(site.described("other", files={}))
+    other = site.document["containers"][1]["name"]
+    site.run()
+    before = {name: site.inspect(name)["State"]["StartedAt"] for name in (site.name, other)}
+    assert [entry["action"] for entry in site.run(state="restarted", roll=[other], check_mode=True)["differences"]] == ["restart"]
+    assert site.inspect(other)["State"]["StartedAt"] == before[other]
+    # what it reads on its way up counts as read: the next run has nothing to do
+    site.document["files"][0]["content"] = "color = blue\n"
+    Path(site.document["files"][0]["path"]).write_text("color = blue\n")
+    result = site.run(state="restarted", roll=[site.name])
+    assert [(entry["container"], entry["action"]) for entry in result["differences"]] == [(site.name, "restart")]
+    assert site.inspect(site.name)["State"]["StartedAt"] != before[site.name]
+    assert site.inspect(other)["State"]["StartedAt"] == before[other]
+    assert site.run()["differences"] == []
+    site.run(state="stopped", only=["other"])
+    assert [entry["action"] for entry in site.run(state="restarted", roll=[other])["differences"]] == ["start"]
+    assert site.inspect(other)["State"]["Running"]
+    with pytest.raises(HostError, match="nothing on this host describes nobody"):
+        site.run(state="restarted", roll=["nobody"])
+
+
 def test_absent_keeps_data_unless_asked(site):
     site.document["containers"].append(site.described("other"))
     site.run()
