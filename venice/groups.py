@@ -5,11 +5,13 @@ import difflib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
 from venice.connect import Connect, Connector
 from venice.errors import InputError, VeniceError
@@ -20,6 +22,7 @@ _EMPTY_SECONDS = 30.0
 _RUNNING_SECONDS = 60.0
 _POLL_SECONDS = 0.25
 _CONNECT = "connect-"
+_MOVING = ("NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS")
 _IDLE = ("empty", "dead")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -191,6 +194,29 @@ class Target:
 # ---- asking
 
 
+def _answer(kafka: Kafka, what: str, ask: Callable[[], Future[Any]], first: Future[Any] | None = None) -> Any:
+    """What a group's coordinator answers; asked again while the coordinator moves to another broker, as after a restart."""
+    deadline = time.monotonic() + kafka.timeout
+    future = first or ask()
+    while True:
+        with kafka.asking(what):
+            try:
+                return future.result(kafka.timeout)
+            except KafkaException as error:
+                if error.args[0].name() not in _MOVING or time.monotonic() > deadline:
+                    raise
+        time.sleep(_POLL_SECONDS)
+        future = ask()
+
+
+def _committed(kafka: Kafka, name: str) -> Future[ConsumerGroupTopicPartitions]:
+    return kafka.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(name)], request_timeout=kafka.timeout)[name]
+
+
+def _described(kafka: Kafka, name: str) -> Future[Any]:
+    return kafka.admin.describe_consumer_groups([name], request_timeout=kafka.timeout)[name]
+
+
 def listing(kafka: Kafka, hosts: Mapping[str, str], only: str | None = None) -> list[Group]:
     """All groups in order of name, or only one. `hosts`: the inventory's names by address. InputError when that one is not there."""
     with kafka.asking("consumer groups"):
@@ -206,19 +232,13 @@ def listing(kafka: Kafka, hosts: Mapping[str, str], only: str | None = None) -> 
     if not names:
         return []
     described = kafka.admin.describe_consumer_groups(names, request_timeout=kafka.timeout)
-    asked = {
-        name: kafka.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(name)], request_timeout=kafka.timeout)[name]
-        for name in names
-    }
-    committed = {}
-    for name, offsets in asked.items():
-        with kafka.asking(f"offsets of group {name}"):
-            found = offsets.result(kafka.timeout).topic_partitions
-            committed[name] = {(part.topic, part.partition): part.offset for part in found if part.offset >= 0}
-    members, heads = {}, {}
+    # all are asked at once; the answers come together
+    asked = {name: _committed(kafka, name) for name in names}
+    committed, heads, members = {}, {}, {}
     for name in names:
-        with kafka.asking(f"group {name}"):
-            heads[name] = described[name].result(kafka.timeout)
+        found = _answer(kafka, f"offsets of group {name}", partial(_committed, kafka, name), asked[name]).topic_partitions
+        committed[name] = {(part.topic, part.partition): part.offset for part in found if part.offset >= 0}
+        heads[name] = _answer(kafka, f"group {name}", partial(_described, kafka, name), described[name])
         members[name] = tuple(sorted((_member(member, hosts) for member in heads[name].members), key=lambda m: m.client_id))
     places = {place for name in names for place in (*committed[name], *(p for m in members[name] for p in m.partitions))}
     there = {(part.topic, part.id) for part in kafka.partitions()}
@@ -353,8 +373,7 @@ def _stopped(connect: Connect, connector: Connector, report: Callable[[str], Non
 def _wait_empty(kafka: Kafka, name: str) -> None:
     deadline = time.monotonic() + _EMPTY_SECONDS
     while True:
-        with kafka.asking(f"group {name}"):
-            answer = kafka.admin.describe_consumer_groups([name], request_timeout=kafka.timeout)[name].result(kafka.timeout)
+        answer = _answer(kafka, f"group {name}", partial(_described, kafka, name))
         if answer.state.name.lower() in _IDLE:
             return
         if time.monotonic() > deadline:
@@ -367,14 +386,12 @@ def _alter(kafka: Kafka, planned: Plan) -> None:
     name = planned.group.name
     wanted = {(move.topic, move.partition): move.target for move in planned.changes}
     request = ConsumerGroupTopicPartitions(name, [TopicPartition(*place, offset) for place, offset in wanted.items()])
-    with kafka.asking(f"offsets of group {name}"):
-        answer = kafka.admin.alter_consumer_group_offsets([request], request_timeout=kafka.timeout)[name].result(kafka.timeout)
+    what = f"offsets of group {name}"
+    answer = _answer(kafka, what, lambda: kafka.admin.alter_consumer_group_offsets([request], request_timeout=kafka.timeout)[name])
     for part in answer.topic_partitions:
         if part.error:
             raise VeniceError(f"group {name}: {part.topic}-{part.partition}: {part.error.str()}", "has a consumer joined? `venice groups`")
-    with kafka.asking(f"offsets of group {name}"):
-        asked = kafka.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(name)], request_timeout=kafka.timeout)[name]
-        now = {(part.topic, part.partition): part.offset for part in asked.result(kafka.timeout).topic_partitions}
+    now = {(part.topic, part.partition): part.offset for part in _answer(kafka, what, partial(_committed, kafka, name)).topic_partitions}
     if wrong := [f"{place[0]}-{place[1]} is at {now.get(place)}" for place, offset in wanted.items() if now.get(place) != offset]:
         raise VeniceError(f"group {name}: set, but {', '.join(wrong)}", "does somebody else commit for it? `venice groups`")
 
@@ -397,5 +414,4 @@ def deletable(kafka: Kafka, connect: Connect | None, hosts: Mapping[str, str], n
 
 def delete(kafka: Kafka, name: str) -> None:
     """Delete a group with its offsets: whoever reads as it next begins where its auto.offset.reset says."""
-    with kafka.asking(f"deleting group {name}"):
-        kafka.admin.delete_consumer_groups([name], request_timeout=kafka.timeout)[name].result(kafka.timeout)
+    _answer(kafka, f"deleting group {name}", lambda: kafka.admin.delete_consumer_groups([name], request_timeout=kafka.timeout)[name])

@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka import Consumer, Producer
 
 from tests.lab.support import ROOT, VENICE, from_json, sql, venice, wait_until
+from venice import groups
 from venice.connect import Connect
 from venice.kafka import Kafka
 from venice.specs import TopicSpec
@@ -61,12 +62,18 @@ def group(kafka, written):
     with reader(kafka, 20):
         pass
     yield GROUP
-    kafka.admin.delete_consumer_groups([GROUP])[GROUP].result(10)
+    groups.delete(kafka, GROUP)
 
 
-def show() -> dict[int, dict]:
-    found = from_json(venice("groups", "show", GROUP, "-i", "lab", "--json"), "groups-show")
-    return {part["partition"]: part for part in found["partitions"]}
+def committed(kafka: Kafka) -> list[int]:
+    """What the group has committed, by partition."""
+    [found] = groups.listing(kafka, {}, GROUP)
+    return [part.committed for part in found.partitions]
+
+
+def put(kafka: Kafka, to: str) -> None:
+    """Bring the group to where a test begins."""
+    groups.apply(kafka, None, groups.plan(kafka, None, {}, GROUP, groups.Target.of(to)))
 
 
 def reset(*arguments: str) -> dict:
@@ -76,26 +83,26 @@ def reset(*arguments: str) -> dict:
 def test_lag_and_members(kafka, group):
     [mine] = [g for g in from_json(venice("groups", "-i", "lab", "--json"), "groups")["groups"] if g["group"] == group]
     assert (mine["state"], mine["members"], mine["topics"], mine["lag"]) == ("empty", 0, [TOPIC], 0)
-    reset("--to", "7", "--yes")
+    put(kafka, "7")
     with reader(kafka, 0) as consumer:
         wait_until(lambda: consumer.poll(0.5) is None and consumer.assignment(), 30, "partitions")
-        parts = show()
-        assert [(parts[n]["committed"], parts[n]["end"], parts[n]["lag"], parts[n]["client_id"]) for n in (0, 1)] == [
-            (7, 10, 3, "schemas-reader"),
-            (7, 10, 3, "schemas-reader"),
+        found = from_json(venice("groups", "show", GROUP, "-i", "lab", "--json"), "groups-show")
+        assert [(p["partition"], p["committed"], p["end"], p["lag"], p["client_id"]) for p in found["partitions"]] == [
+            (0, 7, 10, 3, "schemas-reader"),
+            (1, 7, 10, 3, "schemas-reader"),
         ]
 
 
-def test_a_dry_run_changes_nothing(group):
-    reset("--to", "latest", "--yes")
+def test_a_dry_run_changes_nothing(kafka, group):
+    put(kafka, "latest")
     planned = reset("--to", "earliest", "--dry-run")
     assert [(m["from"], m["to"], m["repeated"]) for m in planned["partitions"]] == [(10, 0, 10), (10, 0, 10)]
     assert (planned["applied"], planned["hindrance"], planned["connector"]) == (False, "", None)
-    assert [part["committed"] for part in show().values()] == [10, 10]
+    assert committed(kafka) == [10, 10]
 
 
-def test_every_way_to_say_where_to(group, written):
-    reset("--to", "latest", "--yes")
+def test_every_way_to_say_where_to(kafka, group, written):
+    put(kafka, "latest")
     for to, topic, offsets in (
         ("earliest", TOPIC, [0, 0]),
         ("4", f"{TOPIC}:1", [0, 4]),
@@ -104,14 +111,14 @@ def test_every_way_to_say_where_to(group, written):
         ("latest", TOPIC, [10, 10]),
     ):
         assert reset("--to", to, "--topic", topic, "--yes")["applied"]
-        assert [part["committed"] for part in show().values()] == offsets, to
+        assert committed(kafka) == offsets, to
     # outside the log: moved to its end, and said
     said = venice("groups", "reset", GROUP, "-i", "lab", "--to", "999", "--yes")
     assert "the log ends at 10" in said and "nothing to do" in said
 
 
-def test_it_asks(group):
-    reset("--to", "latest", "--yes")
+def test_it_asks(kafka, group):
+    put(kafka, "latest")
     assert "Nobody can answer" in venice("groups", "reset", GROUP, "-i", "lab", "--to", "earliest", expect=2)
     for answer, offset in (("n", 10), ("y", 0)):
         asked = pexpect.spawn(VENICE[0], [*VENICE[1:], "groups", "reset", GROUP, "-i", "lab", "--to", "earliest"], cwd=ROOT, timeout=30)
@@ -119,16 +126,16 @@ def test_it_asks(group):
         asked.expect(f"Set these offsets of {GROUP}")
         asked.sendline(answer)
         asked.expect(pexpect.EOF)
-        assert show()[0]["committed"] == offset
+        assert committed(kafka) == [offset, offset]
 
 
 def test_a_group_in_use_is_refused(kafka, group):
-    reset("--to", "3", "--yes")
+    put(kafka, "3")
     with reader(kafka, 1):
-        before = [part["committed"] for part in show().values()]
+        before = committed(kafka)
         said = venice("groups", "reset", GROUP, "-i", "lab", "--to", "earliest", "--yes", expect=2)
         assert f"group {GROUP} is in use" in said and "schemas-reader on" in said and "stop these consumers" in said
-        assert [part["committed"] for part in show().values()] == before
+        assert committed(kafka) == before
         assert reset("--to", "earliest", "--dry-run")["hindrance"] == f"group {GROUP} is in use"
         assert "is in use" in venice("groups", "delete", GROUP, "-i", "lab", "--yes", expect=2)
 

@@ -11,6 +11,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from tests.lab.support import ROOT, from_json, venice, wait_until
+from venice import groups
 from venice.kafka import Kafka
 from venice.specs import TopicSpec
 
@@ -61,7 +62,7 @@ def topic(kafka, request):
     kafka.create(TopicSpec(name, 1), 3)
     yield name
     kafka.delete([part.topic for part in kafka.partitions() if part.id == 0 and part.topic.removeprefix("dlq.").startswith(name)])
-    kafka.admin.delete_consumer_groups([f"{name}-retrying"])[f"{name}-retrying"].result(10)
+    groups.delete(kafka, f"{name}-retrying")
 
 
 def send(kafka: Kafka, topic: str, values: list[str]) -> None:

@@ -1,8 +1,11 @@
 """Consumer groups: where to, what that means for each partition, and a connector that is stopped for it."""
 
+import contextlib
 import datetime
+from concurrent.futures import Future
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from venice import groups
 from venice.connect import Connector
@@ -133,3 +136,28 @@ def test_a_failed_connector_is_mended_first(altered):
     with pytest.raises(InputError, match="connector sink has failed"):
         groups.apply(None, connect, plan("empty", "FAILED"))
     assert (connect.calls, altered) == ([], [])
+
+
+class FakeKafka:
+    """Raises what `asking` raises; futures are prepared by the test."""
+
+    timeout = 5
+
+    def asking(self, what):
+        return contextlib.nullcontext()
+
+
+def failed(code: int) -> Future:
+    future: Future = Future()
+    future.set_exception(KafkaException(KafkaError(code)))
+    return future
+
+
+def test_a_coordinator_that_moves_is_asked_again(monkeypatch):
+    monkeypatch.setattr(groups, "_POLL_SECONDS", 0)
+    right: Future = Future()
+    right.set_result("answer")
+    answers = [failed(KafkaError.COORDINATOR_LOAD_IN_PROGRESS), right]
+    assert groups._answer(FakeKafka(), "", lambda: answers.pop(0), failed(KafkaError.NOT_COORDINATOR)) == "answer"
+    with pytest.raises(KafkaException):
+        groups._answer(FakeKafka(), "", lambda: failed(KafkaError.GROUP_AUTHORIZATION_FAILED))
