@@ -79,3 +79,34 @@ def from_json(text: str, name: str):
     found = json.loads(text)
     Draft202012Validator(schema).validate(found)
     return found
+
+
+def take_away(cluster: Cluster, folder: Path, empty: Path, undo: str, subjects: tuple[str, ...] = ()) -> None:
+    """Removes all that a pipeline made, of whichever earlier run: as a user does, by applying its folder emptied (made in `empty`).
+
+    `undo`: SQL that drops what its own SQL made. `subjects`: prefixes of those in the registry that its connectors made.
+    """
+    from venice.connect import Connect
+    from venice.kafka import Kafka
+    from venice.pipeline.files import load
+    from venice.pipeline.look import Wanted
+    from venice.registry import Registry
+
+    made = Wanted.of(cluster, load(folder)).resources
+    (empty / folder.name).mkdir(exist_ok=True)
+    (empty / folder.name / "pipeline.yml").write_text("description: emptied\n")
+    venice("apply", str(empty / folder.name), "-i", "lab", "--prune", "--yes")
+    # what an apply that was interrupted left is in nobody's record
+    connect, kafka, registry = Connect.of(cluster), Kafka.of(cluster), Registry.of(cluster)
+    for name in made["connector"]:
+        if connect.status(name):
+            connect.delete(name)
+    if left := {part.topic for part in kafka.partitions()} & set(made["topic"]):
+        kafka.delete(left)
+    for subject in registry.subjects(deleted=True):
+        if subject in made["schema"] or (subjects and subject.startswith(subjects)):
+            if subject in registry.subjects():
+                registry.delete(subject)
+            registry.delete(subject, permanent=True)
+    sql(cluster, undo)
+    sql(cluster, f"DELETE FROM venice_pipelines.sql WHERE pipeline = '{folder.name}'")  # noqa: S608 (a folder of this project)
