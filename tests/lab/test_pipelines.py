@@ -6,6 +6,7 @@ The tests share one pipeline and run in the order of this file.
 import json
 import re
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -44,6 +45,7 @@ producers:
     script: feed.py
     topic: pl_test
 """
+HALF = "CREATE TABLE pl_test_half (id text);\n\nINSERT INTO pl_test_half\n  SELECT nothing\n  FROM pl_test_half;\n"
 FIELDS = [{"name": "id", "type": "string"}, {"name": "n", "type": "int"}]
 FEED = """
 import os, time
@@ -91,7 +93,7 @@ def pipeline(deployed, tmp_path_factory):
     write(folder, "pipeline.yml", "description: empty")
     venice("apply", str(folder), "-i", "lab", "--prune", "--yes")
     sql(deployed, "DROP TABLE IF EXISTS pl_test_source, pl_test_a, pl_test_b")
-    sql(deployed, "DELETE FROM venice_pipelines.sql WHERE pipeline = 'pl_test'")
+    assert sql(deployed, "SELECT count(*) FROM venice_pipelines.sql WHERE pipeline = 'pl_test'") == "0"
     assert NAME not in [row["name"] for row in listed()]
 
 
@@ -111,8 +113,6 @@ def changes(folder: Path, *arguments: str) -> list[str]:
 
 def stdout(*arguments: str, expect: int = 0) -> str:
     """Standard output alone: the run's progress goes to the other."""
-    import subprocess
-
     done = subprocess.run([*VENICE, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout
@@ -160,7 +160,7 @@ def test_apply_makes_everything_then_nothing(deployed, pipeline):
     assert "`venice install pl_test` names it there" in output
     wait_until(lambda: int(sql(deployed, "SELECT coalesce(max(n), 0) FROM pl_test_a") or 0) > 1, 60, "rows that go on")
     assert sql(deployed, "SELECT tableowner FROM pg_tables WHERE tablename = 'pl_test_source'") == "venice"
-    assert health("producer-pl-feed") == "healthy"
+    wait_until(lambda: health("producer-pl-feed") == "healthy", 30, "the producer's health check was asked")
     before = starts(deployed)
     assert "nothing changed on lab" in apply(pipeline)
     assert changes(pipeline) == []
@@ -281,7 +281,7 @@ def test_prune_removes_what_the_folder_no_longer_has(deployed, pipeline):
     write(pipeline, "pipeline.yml", kept)
     assert "connector pl_test_b: `venice apply pl_test --prune` removes" in apply(pipeline)
     assert "pl_test_b" in Connect.of(deployed).connectors()
-    assert "--yes" in apply(pipeline, "--prune", expect=2)
+    assert "add --yes" in apply(pipeline, "--prune", expect=2)
     assert changes(pipeline, "--prune", "--yes") == ["connector pl_test_b", "topic dlq.pl_test_b"]
     assert "pl_test_b" not in Connect.of(deployed).connectors()
     assert "dlq.pl_test_b" not in topics(deployed)

@@ -139,6 +139,9 @@ class FakeEngine:
             raise VeniceError(f"{file.file}:{self.broken}")
         self.done[file.pipeline, file.name] = file.sha256
 
+    def forget(self, cluster, pipeline, name):
+        del self.done[pipeline, name]
+
 
 @pytest.fixture
 def cluster(monkeypatch):
@@ -342,9 +345,12 @@ def test_what_the_folder_no_longer_has_is_told_then_pruned(cluster, sample):
     assert plans.changes == []
     assert plans.all[0].left == [("topic", "dlq.sink"), ("schema", "t-value"), ("sql", "a.sql"), ("connector", "sink")]
     assert apply(cluster, sample) == []
-    assert apply(cluster, sample, prune=True) == ["- connector sink", "- schema t-value", "- topic dlq.sink"]
+    assert apply(cluster, sample, prune=True) == ["- connector sink", "- schema t-value", "- topic dlq.sink", "- sql a.sql"]
     assert (list(cluster.kafka.specs), cluster.registry.schemas, cluster.connect.configs) == (["t"], {}, {})
     assert apply(cluster, sample, prune=True) == []
+    write(sample, **{"pipeline.yml": "description: empty"})
+    apply(cluster, sample, prune=True)
+    assert cluster.records["orders"].resources == {kind: [] for kind in applied.KINDS}, "which is how it is forgotten"
 
 
 def test_pruning_asks_and_says_that_records_go(cluster, sample):

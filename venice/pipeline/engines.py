@@ -41,6 +41,16 @@ class Engine(Protocol):
     def apply(self, cluster: Any, file: Statements) -> None:
         """Run a file. VeniceError naming the file's line when a statement fails."""
 
+    def forget(self, cluster: Any, pipeline: str, name: str) -> None:
+        """Remember no longer that this file was applied. What it did stays."""
+
+
+def forget(cluster: Any, pipeline: str, name: str) -> None:
+    """Forget a file that a pipeline no longer has, wherever it ran."""
+    for engine in ENGINES.values():
+        if cluster.groups.get(engine.component):
+            engine.forget(cluster, pipeline, name)
+
 
 def statements(cluster: Any, pipeline: Pipeline, variables: Mapping[str, Any]) -> list[Statements]:
     """The pipeline's SQL files with their engines. InputError naming file and line when none can run one of them."""
@@ -86,6 +96,12 @@ SELECT to_regclass('venice_pipelines.sql') IS NOT NULL AS known \gset
 SELECT pipeline, file, sha256 FROM venice_pipelines.sql;
 \endif
 """
+_FORGET = r"""
+SELECT to_regclass('venice_pipelines.sql') IS NOT NULL AS known \gset
+\if :known
+DELETE FROM venice_pipelines.sql WHERE pipeline = :'pipeline' AND file = :'file';
+\endif
+"""
 _RUN_SECONDS = 300
 
 
@@ -128,6 +144,14 @@ class OnPostgres:
             raise UnreachableError(f"postgres on {host.name}: {errors.strip()}", "`venice logs postgres` shows why")
         if code:
             raise VeniceError(_explained(file, errors), "correct the statement; nothing of this file was kept")
+
+    def forget(self, cluster: Any, pipeline: str, name: str) -> None:
+        """Remove its row, where there is one."""
+        from venice.postgres import Postgres
+
+        postgres = Postgres.of(cluster)
+        with postgres.host:
+            postgres.query(_FORGET, {"pipeline": pipeline, "file": name})
 
 
 def _explained(file: Statements, errors: str) -> str:

@@ -103,6 +103,8 @@ class Change:
     def headline(self) -> str:
         """What happens to what: `+ topic orders (partitions 3, ...)`, `~ connector x`."""
         head = f"{MARKS[self.action]} {self.kind} {self.name}"
+        if self.action == "remove" and self.kind == "sql":
+            return f"{head} (forgotten; what it did stays)"
         # a connector's whole configuration would say less than its file, a text's digest nothing
         if self.action != "create" or self.kind in ("connector", "sql"):
             return head

@@ -16,7 +16,7 @@ from venice import __version__
 from venice.errors import InputError, VeniceError
 from venice.pipeline.applied import KINDS, Applied, write
 from venice.pipeline.connectors import line_with
-from venice.pipeline.engines import ENGINES, Statements
+from venice.pipeline.engines import ENGINES, Statements, forget
 from venice.pipeline.files import digest, load
 from venice.pipeline.look import Look, Stored, Wanted, kafka_of, producer_differences, topic_differences
 from venice.pipeline.masks import config_differences
@@ -24,7 +24,8 @@ from venice.pipeline.model import Change, Pipeline, Schema
 from venice.specs import Difference, TopicSpec
 
 Report = Callable[[str], None]
-_REMOVALS = ("connector", "producer", "schema", "topic")
+_REMOVALS = ("connector", "producer", "schema", "topic", "sql")
+_REMOVED = {"topic": "is removed with all its records", "sql": "is forgotten; what it did stays"}
 _MIXING = "records of one key are then in order only before and only after it"
 
 
@@ -341,12 +342,13 @@ class Planner:
             "producer": lambda name: None,  # the playbook removes it
             "schema": lambda name: self._registry().delete(name) and None,
             "topic": self._delete_topic,
+            "sql": lambda name: forget(self.cluster, self.pipeline.name, name),
         }
         for kind in _REMOVALS:
             for name in (n for k, n in plan.left if k == kind):
                 change = Change(kind, name, "remove")
                 plan.removals.append(Step(change, str(self.pipeline.folder), lambda act=acts[kind], name=name: act(name)))
-                plan.questions.append(f"{kind} {name} is removed{' with all its records' if kind == 'topic' else ''}")
+                plan.questions.append(f"{kind} {name} {_REMOVED.get(kind, 'is removed')}")
 
     def _delete_connector(self, name: str) -> None:
         from venice.connect import Connect
