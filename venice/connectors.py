@@ -17,6 +17,7 @@ from venice.kafka import Kafka
 from venice.pipeline.running import wait_running
 from venice.postgres import Postgres
 from venice.registry import Registry
+from venice.topics import existing, owner
 
 # a listing answers within three seconds, whichever worker is away
 _LIMIT = 2.0
@@ -207,7 +208,9 @@ class Wanted:
         return self.document["name"]
 
     def set(self, settings: Mapping[str, str]) -> None:
-        """Change options; these win."""
+        """Change options; these win. InputError for another name."""
+        if settings.get("name", self.name) != self.name:
+            raise InputError(f"--set name={settings['name']}: the connector is {self.name}", "the name stands before the options")
         self.document = {"name": self.name, "config": self.document["config"] | dict(settings)}
         self.by_hand += tuple(settings)
 
@@ -246,7 +249,7 @@ def for_table(
     cluster: Any, topic: str, name: str = "", table: str = "", mode: str = "", key: tuple[str, ...] = (), record_key: str = ""
 ) -> Wanted:
     """A sink of a topic to a PostgreSQL table. InputError for what can't work: asked are the topic, its schema and the table."""
-    check_topics_exist(cluster, {topic})
+    existing(Kafka.of(cluster), {topic})
     values = topic_values(cluster, topic)
     sink = sinks.table_sink(topic, values, name, table, mode, key, record_key)
     refuse_existing(Connect.of(cluster), sink.name)
@@ -263,11 +266,9 @@ def topic_values(cluster: Any, topic: str) -> sinks.Values | None:
 
 
 def topics(cluster: Any) -> list[str]:
-    """Topics whose records may be wanted in a table: neither Kafka's and Connect's own nor dead letter queues."""
-    group = f"connect-{cluster.name}"
-    own = {f"{group}.{kind}" for kind in ("configs", "offsets", "status")}
+    """Topics whose records may be wanted in a table: neither a service's own nor dead letter queues."""
     names = {part.topic for part in Kafka.of(cluster).partitions()}
-    return sorted(name for name in names - own if not name.startswith(("_", "dlq.")))
+    return sorted(name for name in names if not owner(name) and not name.startswith("dlq."))
 
 
 def check_table(cluster: Any, sink: sinks.TableSink) -> list[str]:
@@ -383,7 +384,7 @@ def check(cluster: Any, name: str, config: Mapping[str, str], by_hand: tuple[str
         )
     wanted = {topic.strip() for topic in config.get("topics", "").split(",") if topic.strip()}
     if wanted and plugin.type == "sink":
-        check_topics_exist(cluster, wanted)
+        existing(Kafka.of(cluster), wanted)
     return secret
 
 
@@ -407,17 +408,6 @@ def refuse_existing(connect: Connect, name: str) -> None:
             f"connector {name} exists already",
             f"`venice connectors show {name}` shows it. To change it, change its file and run `venice apply` (or `venice deploy`); "
             f"or delete it first: its table, topics and offsets stay",
-        )
-
-
-def check_topics_exist(cluster: Any, wanted: set[str]) -> None:
-    """InputError for topics that do not exist: a sink would wait for them for ever without a word."""
-    there = {part.topic for part in Kafka.of(cluster).partitions()}
-    for topic in sorted(wanted - there):
-        near = difflib.get_close_matches(topic, there, 1)
-        raise InputError(
-            f"topic {topic} does not exist" + (f"; did you mean {near[0]}?" if near else ""),
-            f"`venice topics` lists them, `venice topics create {topic}` makes it",
         )
 
 

@@ -3,7 +3,6 @@
 Options of a plugin are asked as its own config definition has them; Connect's validation tells which are missing or wrong.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import questionary
 from venice import connectors, pipeline, sinks
 from venice.connect import Connect, Option, Plugin, Verdict
 from venice.errors import InputError
+from venice.terminal import on_terminal
 
 _TABLE, _PLUGIN = "a PostgreSQL table from a topic", "another plugin"
 _RECORD_KEY = "the record's own key"
@@ -25,7 +25,7 @@ _SECRETS_FILE = "/etc/kafka/secrets.properties"
 
 def run(cluster: Any, name: str = "") -> connectors.Wanted:
     """Ask for a connector. InputError without a terminal; KeyboardInterrupt when the user stops (ctrl-c)."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not on_terminal():
         raise InputError(
             "nothing says what connector to make, and nobody can be asked: this is no terminal",
             "--topic (a table from a topic), --file (a connector file) or --set connector.class=...; "
