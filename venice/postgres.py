@@ -52,7 +52,8 @@ class Postgres:
         argv = ["psql", "-X", "-q", "-t", "--csv", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", self.database]
         code, output, errors = self.host.exec(self.container, argv, stdin=settings + sql, timeout=timeout)
         self._check(code, errors)
-        return [tuple(row) for row in csv.reader(io.StringIO(output))]
+        # a row of one empty value is an empty line, which the reader takes for a row without values
+        return [tuple(row or [""]) for row in csv.reader(io.StringIO(output))]
 
     def shell(self, options: Sequence[str] = ()) -> int:
         """psql for a person at a terminal; its exit code. `options` are psql's own."""

@@ -1,0 +1,316 @@
+"""`venice connectors` on the lab: topics to tables that follow them, what is refused, failures with their causes, a worker that stops."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry.avro import AvroSerializer
+from confluent_kafka.serialization import MessageField, SerializationContext
+
+from tests.lab.support import ROOT, from_json, sql, venice, wait_until, whole
+from venice import lab as machines
+from venice.cluster import Cluster
+from venice.connect import Connect
+from venice.kafka import Kafka, TopicSpec
+from venice.registry import Registry
+
+TOPIC = "conntest_readings"
+BUS = {
+    "type": "record",
+    "name": "Reading",
+    "namespace": "venice.conntest",
+    "fields": [
+        {"name": "sensor", "type": "string"},
+        {"name": "value", "type": ["null", "double"], "default": None},
+        {"name": "place", "type": {"type": "record", "name": "Place", "fields": [{"name": "city", "type": "string"}]}},
+        {"name": "extra", "type": {"type": "map", "values": "string"}},
+    ],
+}
+
+
+class Readings:
+    """A topic of sensors' readings, and all that the tests make of it."""
+
+    def __init__(self, cluster: Cluster):
+        self.cluster = cluster
+        self.kafka = Kafka.of(cluster)
+        self.producer = Producer({"bootstrap.servers": cluster.bootstrap_servers})
+        registry = SchemaRegistryClient({"url": cluster.registry_urls[0]})
+        self.serialize = AvroSerializer(registry, json.dumps(BUS))
+
+    def send(self, *readings: tuple[str, float], topic: str = TOPIC) -> None:
+        context = SerializationContext(TOPIC, MessageField.VALUE)
+        for sensor, value in readings:
+            record = {"sensor": sensor, "value": value, "place": {"city": "Mestre"}, "extra": {}}
+            self.producer.produce(topic, key=sensor, value=self.serialize(record, context))
+        assert self.producer.flush(10) == 0
+
+    def table(self, name: str) -> str:
+        """Its rows, as text in order; empty when there is no such table."""
+        if sql(self.cluster, f"select to_regclass('{name}') is null") == "t":
+            return ""
+        return sql(self.cluster, f"select string_agg(sensor || '=' || value, ' ' order by sensor, value) from {name}")  # noqa: S608
+
+    def clean(self) -> None:
+        """Remove whatever a run has made or left."""
+        connect = Connect.of(self.cluster)
+        for name in connect.connectors():
+            if name.startswith("conntest"):
+                connect.delete(name)
+        names = {part.topic for part in self.kafka.partitions()}
+        found = [name for name in names if name.startswith(("conntest", "dlq.conntest"))]
+        if found:
+            self.kafka.delete(found)
+        groups = [g.group_id for g in self.kafka.admin.list_consumer_groups().result().valid if g.group_id.startswith("connect-conntest")]
+        for answer in self.kafka.admin.delete_consumer_groups(groups).values() if groups else ():
+            answer.result()
+        registry = Registry.of(self.cluster)
+        for subject in registry.subjects():
+            if subject.startswith("conntest"):
+                registry.delete(subject)
+        tables = "select coalesce(string_agg(tablename, ','), '') from pg_tables where tablename like 'conntest%'"
+        if names := sql(self.cluster, tables):
+            sql(self.cluster, f"drop table {names}")
+
+
+@pytest.fixture(scope="module")
+def readings(deployed: Cluster) -> Iterator[Readings]:
+    found = Readings(deployed)
+    found.clean()
+    found.kafka.ensure_topics([TopicSpec(TOPIC, 2)], 3)
+    found.send(("a", 1.0), ("b", 1.0), ("a", 2.0))
+    yield found
+    found.clean()
+
+
+def connectors(*arguments: str, expect: int = 0) -> str:
+    return venice("connectors", "-i", "lab", *arguments, expect=expect, timeout=120)
+
+
+def listed(name: str) -> dict:
+    found = from_json(connectors("--json"), "connectors")
+    return next((c for c in found["connectors"] if c["name"] == name), {})
+
+
+def test_upsert_follows_the_topic(readings, tmp_path):
+    output = connectors("new", "--topic", TOPIC, "--table", "conntest_latest", "--key", "sensor", "--save", str(tmp_path / "c.json"))
+    assert "field extra is left out: a table can't hold a map" in output
+    assert "conntest_latest RUNNING, 1/1 tasks running" in output
+    assert "table conntest_latest has" in output
+    wait_until(lambda: readings.table("conntest_latest") == "a=2 b=1", 20, "the newest reading of each sensor")
+    readings.send(("a", 3.0), ("c", 1.0))
+    wait_until(lambda: readings.table("conntest_latest") == "a=3 b=1 c=1", 20, "the table follows")
+    # nested records are columns of their own
+    assert sql(readings.cluster, "select distinct place_city from conntest_latest") == "Mestre"
+    saved = (tmp_path / "c.json").read_text()
+    assert "${postgres_host}" in saved
+    assert set(json.loads(saved)) == {"name", "config"}
+
+
+def test_insert_keeps_every_record_and_the_records_key_can_be_the_key(readings):
+    connectors("new", "--topic", TOPIC, "--table", "conntest_all")
+    connectors("new", "conntest_by_key", "--topic", TOPIC, "--record-key", "sensor_key")
+    wait_until(lambda: readings.table("conntest_all") == "a=1 a=2 a=3 b=1 c=1", 20, "every reading")
+    wait_until(lambda: readings.table(TOPIC) == "a=3 b=1 c=1", 20, "one row for each key")
+    assert sql(readings.cluster, f"select string_agg(sensor_key, '' order by sensor_key) from {TOPIC}") == "abc"  # noqa: S608
+
+
+def test_show_plugins_and_listing(readings):
+    found = from_json(connectors("show", "conntest_latest", "--json"), "connectors-show")
+    assert found["running"]
+    assert found["config"]["connection.password"] == "${file:/etc/kafka/secrets.properties:postgres_password}"
+
+    def caught_up() -> bool:
+        progress = json.loads(connectors("show", "conntest_latest", "--json"))["progress"]
+        return sum(p["offset"] for p in progress) == 5 and all(p["lag"] == 0 for p in progress)
+
+    wait_until(caught_up, 30, "all five records committed")
+    [jdbc] = [p for p in from_json(connectors("plugins", "--json"), "connectors-plugins") if "Jdbc" in p["class"]]
+    assert (jdbc["type"], bool(jdbc["version"])) == ("sink", True)
+    row = listed("conntest_latest")
+    assert {task["host"] for task in row["tasks"]} <= {"lab-2", "lab-3"}
+    assert re.search(rf"conntest_all +sink +RUNNING +1/1 +lab-[23] +{TOPIC}", connectors())
+
+
+def test_pause_resume_restart_and_delete(readings):
+    assert "conntest_latest PAUSED" in connectors("pause", "conntest_latest")
+    assert listed("conntest_latest")["state"] == "PAUSED"
+    assert "is PAUSED" in connectors("restart", "conntest_latest", expect=2)
+    readings.send(("p", 1.0))
+    connectors("resume", "conntest_latest")
+    wait_until(lambda: "p=1" in readings.table("conntest_latest"), 20, "what came meanwhile")
+    assert "conntest_latest RUNNING, 1/1" in connectors("restart", "conntest_latest")
+    assert "no terminal" in connectors("delete", "conntest_by_key", expect=2)
+    assert listed("conntest_by_key")
+    output = connectors("delete", "conntest_by_key", "--yes")
+    assert f"drop table {TOPIC}" in output
+    assert not listed("conntest_by_key")
+    assert "p=1" in readings.table(TOPIC)
+    # one of the same name goes on where that one ended, and says so when there is nothing left for it to read
+    sql(readings.cluster, f"drop table {TOPIC}")
+
+    def again() -> str:
+        output = connectors("new", "conntest_by_key", "--topic", TOPIC, "--record-key", "sensor_key")
+        connectors("delete", "conntest_by_key", "--yes")
+        return output
+
+    assert "an earlier connector conntest_by_key has read all of topic" in again()
+
+
+def test_what_is_wrong_is_refused_and_nothing_is_made(readings, tmp_path):
+    before = [c["name"] for c in json.loads(connectors("--json"))["connectors"]]
+    for arguments, says in (
+        (["conntest_x", "--topic", TOPIC, "--key", "nope"], "key nope"),
+        (["conntest_x", "--topic", TOPIC, "--key", "value"], "may be null"),
+        (["conntest_x", "--topic", "conntest_reading", "--key", "sensor"], f"did you mean {TOPIC}?"),
+        (["conntest_x", "--topic", TOPIC, "--table", "conntest_all", "--key", "sensor"], "exists and has no primary key"),
+        (["conntest_latest", "--topic", TOPIC], "conntest_latest exists already"),
+        (["conntest_x", "--topic", TOPIC, "--set", "tasks.max=many"], "tasks.max = many: Not a number"),
+        (["conntest_x", "--topic", TOPIC, "--set", "insert.mod=upsert"], "did you mean insert.mode?"),
+        (["conntest_x", "--set", "connector.class=FileStreamSource"], "topic = (not given): Missing required configuration"),
+        (["conntest_x", "--set", "connector.class=NoSuch"], "no such plugin is installed"),
+        ([], "no terminal"),
+    ):
+        assert says in connectors("new", *arguments, expect=2)
+    after = json.loads(connectors("--json"))["connectors"]
+    assert [c["name"] for c in after] == before
+    assert not [part for part in readings.kafka.partitions() if part.topic == "dlq.conntest_x"]
+
+
+def test_a_file_with_an_option_changed(readings, tmp_path):
+    file = tmp_path / "lines.json"
+    config = {"connector.class": "FileStreamSink", "topics": TOPIC, "file": "/tmp/conntest", "value.converter": "a.B"}
+    file.write_text(json.dumps({"name": "conntest_file", "config": config}))
+    assert "value.converter = a.B: Class a.B could not be found" in connectors("new", "--file", str(file), expect=2)
+    converter = "value.converter=org.apache.kafka.connect.converters.ByteArrayConverter"
+    output = connectors("new", "--file", str(file), "--set", converter)
+    assert "conntest_file RUNNING, 1/1 tasks running" in output
+    assert "dlq.conntest_file: created" in output
+    connectors("delete", "conntest_file", "--yes")
+
+
+def test_a_wrong_password_shows_the_cause(readings):
+    output = connectors(
+        "new", "conntest_password", "--topic", TOPIC, "--table", "conntest_password", "--set", "connection.password=wrong", expect=1
+    )
+    cause = 'PSQLException: FATAL: password authentication failed for user "venice"'
+    assert cause in output
+    assert "venice connectors delete conntest_password" in output
+    row = wait_until(lambda: (row := listed("conntest_password"))["failures"] and row, 20, "the task has failed")
+    assert re.fullmatch(rf"conntest_password, task 0 on lab-[23]: {re.escape(cause)}", row["failures"][0])
+    assert cause in connectors()
+    assert json.loads(connectors("show", "conntest_password", "--json"))["config"]["connection.password"] == "********"
+    connectors("delete", "conntest_password", "--yes")
+
+
+UP, DOWN, CLEAR = "\x1b[A", "\x1b[B", "\x15"
+
+
+def guided(log: Path, *steps: tuple[str, str]) -> str:
+    """Answers each question that is awaited; returns all that was on the terminal."""
+    with log.open("w+") as screen:
+        child = pexpect.spawn(
+            sys.executable,
+            ["-m", "venice", "connectors", "new", "-i", "lab"],
+            cwd=str(ROOT),
+            encoding="utf-8",
+            timeout=30,
+            dimensions=(50, 120),
+        )
+        child.logfile_read = screen
+        for question, answer in steps:
+            child.expect_exact(question)
+            child.send(answer)
+        child.expect(pexpect.EOF, timeout=90)
+        child.close()
+        seen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", log.read_text())
+        assert child.exitstatus == 0, seen
+        return seen
+
+
+def test_guided_to_a_table_that_updates_live(readings, tmp_path):
+    file = tmp_path / "guided.json"
+    seen = guided(
+        tmp_path / "screen",
+        ("What is to be made?", "\r"),
+        ("Topic (type to search)", TOPIC),
+        (f"/ {TOPIC}", "\r"),
+        ("Table:", f"{CLEAR}conntest_guided\r"),
+        ("Which rows?", "\r"),
+        ("Key: one row", " \r"),
+        ("Name of the connector:", "\r"),
+        ("Save it as a file", "y"),
+        ("File:", f"{CLEAR}{file}\r"),
+        ("Create connector conntest_guided?", "y\r"),
+    )
+    assert "value       double, may be null" in seen
+    assert "conntest_guided RUNNING, 1/1 tasks running" in seen
+    assert "venice psql -c 'table conntest_guided limit 10'" in seen
+    readings.send(("live", 1.0))
+    wait_until(lambda: "live=1" in readings.table("conntest_guided"), 20, "the new record")
+    readings.send(("live", 2.0))
+    wait_until(lambda: "live=2" in readings.table("conntest_guided"), 20, "its newer value")
+    assert "live=1" not in readings.table("conntest_guided")
+    # what was saved makes the same connector
+    connectors("delete", "conntest_guided", "--yes")
+    assert "conntest_guided RUNNING" in connectors("new", "--file", str(file))
+
+
+def test_guided_with_another_plugin(readings, tmp_path):
+    seen = guided(
+        tmp_path / "screen",
+        ("What is to be made?", f"{DOWN}\r"),
+        ("Plugin:", f"{DOWN}{DOWN}{DOWN}\r"),
+        ("Name of the connector:", "conntest_lines\r"),
+        ("topic (string, required)", f"{TOPIC}_lines\r"),
+        ("More options?", "batch"),
+        ("/ batch", "\r"),
+        ("batch.size (int)", f"{CLEAR}many\r"),
+        ("batch.size: Not a number of type INT", ""),
+        ("batch.size (int)", f"{CLEAR}7\r"),
+        ("More options?", "\r"),
+        ("Save it as a file", "n"),
+        ("Create connector conntest_lines?", "y\r"),
+    )
+    assert "FileStreamSourceConnector" in seen
+    assert json.loads(connectors("show", "conntest_lines", "--json"))["config"]["batch.size"] == "7"
+    connectors("delete", "conntest_lines", "--yes")
+
+
+def docker(host: str, *arguments: str) -> None:
+    done = machines.run(host, ["sudo", "docker", *arguments])
+    assert done.returncode == 0, done.stderr
+
+
+def test_tasks_move_to_the_other_worker(readings):
+    host = listed("conntest_all")["tasks"][0]["host"]
+    other = {"lab-2": "lab-3", "lab-3": "lab-2"}[host]
+    docker(host, "stop", "venice-connect")
+    try:
+        started = time.monotonic()
+        output = connectors()
+        assert time.monotonic() - started < 10
+        assert f"connect on {host}" in output
+        assert "does not answer" in output
+        assert "venice up" in output
+        found = from_json(connectors("--json"), "connectors")
+        assert {w["host"]: w["answers"] for w in found["workers"]} == {host: False, other: True}
+
+        def moved() -> bool:
+            row = listed("conntest_all")
+            return row.get("running") and {task["host"] for task in row["tasks"]} == {other}
+
+        wait_until(moved, 60, f"the task on {other}")
+        readings.send(("moved", 1.0))
+        wait_until(lambda: "moved=1" in readings.table("conntest_all"), 20, "written by the other worker")
+    finally:
+        docker(host, "start", "venice-connect")
+        wait_until(whole, 120, "everything healthy")
+    assert all(w["answers"] for w in json.loads(connectors("--json"))["workers"])
