@@ -481,8 +481,8 @@ def wait_rows(cluster: Any, sink: sinks.TableSink) -> str:
     # a sink commits after ten seconds at the earliest: what is committed now is from an earlier one of its name
     if _all_read(connect, sink.name, held):
         return (
-            f"an earlier connector {sink.name} has read all of topic {sink.topic}: this one adds what comes from now on. To begin again: "
-            f"venice connectors delete {sink.name}; venice groups delete connect-{sink.name}; and make it anew"
+            f"an earlier connector {sink.name} has read all of topic {sink.topic}: this one adds what comes from now on. "
+            f"To read it all again: venice groups reset connect-{sink.name} --to earliest"
         )
     deadline = time.monotonic() + _ROWS_SECONDS
     with postgres.host:

@@ -200,6 +200,18 @@ def plugins(cluster: Any, as_json: bool) -> None:
     console().print(table)
 
 
+@command.command()
+@click.argument("name")
+@click.option("-n", "--count", type=click.IntRange(1), default=10, show_default=True, metavar="N", help="How many of the newest.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="json: one object per line.")
+@cluster_option
+def dlq(cluster: Any, name: str, count: int, output: str) -> None:
+    """Show the newest records that a sink could not take, and why: `venice dlq show`."""
+    from venice.cli.dlq import show_letters
+
+    show_letters(cluster, name, count, output)
+
+
 def _state(row: "Row") -> str:
     return "FAILED" if row.state == "RUNNING" and any(task["state"] == "FAILED" for task in row.tasks) else row.state
 
