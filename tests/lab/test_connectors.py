@@ -175,7 +175,6 @@ def test_pause_resume_and_restart(readings, latest):
 
 
 def test_what_is_wrong_is_refused_and_nothing_is_made(readings, latest):
-    before = [c["name"] for c in json.loads(connectors("--json"))["connectors"]]
     sql(readings.cluster, "create table conntest_taken (sensor text)")
     for arguments, says in (
         (["conntest_x", "--topic", TOPIC, "--key", "value"], "may be null"),
@@ -188,8 +187,7 @@ def test_what_is_wrong_is_refused_and_nothing_is_made(readings, latest):
         ([], "no terminal"),
     ):
         assert says in connectors("new", *arguments, expect=2)
-    after = json.loads(connectors("--json"))["connectors"]
-    assert [c["name"] for c in after] == before
+    assert not listed("conntest_x")
     assert not [part for part in readings.kafka.partitions() if part.topic == "dlq.conntest_x"]
 
 
