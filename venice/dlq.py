@@ -5,38 +5,30 @@ replay sends it to the topic that it came from. What was replayed is remembered 
 transaction that sends the record, so that a command that is repeated, interrupted or run twice at once sends nothing twice.
 """
 
-import contextlib
 import datetime
 import json
 import re
-import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaException
 
 from venice.connect import Connect, root_cause
 from venice.errors import InputError, UnreachableError, VeniceError
 from venice.kafka import Kafka
-from venice.messages import Codec, Decoded, Place, Record, Span, iso, newest, read, spans
-from venice.specs import TopicSpec
+from venice.messages import Codec, Decoded, Outgoing, Place, Record, Span, deliver, iso, newest, producer_of, read, spans
 
 MARKS = "venice.dlq"
 COUNT = "venice.replay.count"
 FROM = "venice.replay.from"
 ORIGIN = "venice.replay.origin"
-MAX_REPLAYS = 3
 _PREFIX = "dlq."
-_ERRORS = "__connect.errors."
+ERRORS = "__connect.errors."
 _CONFIG = "errors.deadletterqueue.topic.name"
 # so many of the newest dead letters say where a queue's records come from
 _LOOKED_AT = 5
-# records of one transaction
-_BATCH = 500
-# the very first transaction of a cluster waits for its brokers to make the topic that they keep transactions in
-_TRANSACTION_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,7 @@ class Failure:
         """The failure that a dead letter's headers describe."""
 
         def text(name: str) -> str | None:
-            return record.header(_ERRORS + name)
+            return record.header(ERRORS + name)
 
         def number(name: str) -> int | None:
             found = text(name) or ""
@@ -147,72 +139,6 @@ class Queue:
 
 
 @dataclass(frozen=True)
-class Repair:
-    """What a replay changes: the whole value, single fields of it, the key. `value` counts when `whole` is set."""
-
-    whole: bool = False
-    value: Any = None
-    fields: tuple[tuple[str, Any], ...] = ()
-    key: str | None = None
-
-    @property
-    def of_value(self) -> bool:
-        """True when the value is changed at all."""
-        return self.whole or bool(self.fields)
-
-
-@dataclass(frozen=True)
-class Sending:
-    """A record that a replay will send, or has sent. `offset`: where it is then; `partition` None: by its key."""
-
-    letter: Letter
-    topic: str
-    partition: int | None
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...]
-    repaired: bool
-    offset: int | None = None
-
-    @property
-    def count(self) -> int:
-        """Which replay of the record it is."""
-        return self.letter.replays + 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain form for JSON."""
-        return {
-            "partition": self.letter.record.partition,
-            "offset": self.letter.record.offset,
-            "to": {"topic": self.topic, "partition": self.partition, "offset": self.offset},
-            "count": self.count,
-            "repaired": self.repaired,
-        }
-
-
-@dataclass
-class Plan:
-    """What a replay does. `done`: replayed before; `refused`: why a letter is not sent."""
-
-    topic: str
-    sendings: list[Sending] = field(default_factory=list)
-    done: list[Letter] = field(default_factory=list)
-    refused: list[tuple[Letter, str]] = field(default_factory=list)
-
-    def to_dict(self, sent: bool) -> dict[str, Any]:
-        """Plain form for JSON; `sent`: whether it was carried out."""
-        return {
-            "topic": self.topic,
-            "sent": sent,
-            "replayed": [sending.to_dict() for sending in self.sendings],
-            "already": [{"partition": letter.record.partition, "offset": letter.record.offset} for letter in self.done],
-            "refused": [
-                {"partition": letter.record.partition, "offset": letter.record.offset, "reason": why} for letter, why in self.refused
-            ],
-        }
-
-
-@dataclass(frozen=True)
 class Drop:
     """What a drop removes: of each partition all before an offset. `waiting`: those among them that were not replayed."""
 
@@ -261,7 +187,7 @@ class DeadLetters:
         places = [(part.topic, part.id) for part in parts if part.topic.startswith(_PREFIX) or part.topic in named]
         names = sorted({topic for topic, _ in places})
         with ThreadPoolExecutor(2) as pool:
-            marked = pool.submit(self._marks, names)
+            marked = pool.submit(self.marks, names)
             offsets = self.kafka.offsets(places)
             seen = list(read(self.kafka, {place: Span(max(start, end - _LOOKED_AT), end) for place, (start, end) in offsets.items()}))
             marks = marked.result()
@@ -344,12 +270,12 @@ class DeadLetters:
         return self._letters(topic, found)
 
     def _letters(self, topic: str, records: list[Record]) -> list[Letter]:
-        marks = self._marks([topic])
+        marks = self.marks([topic])
         return [Letter(record, Failure.of(record), marks.get((topic, record.partition), {}).get(record.offset)) for record in records]
 
     def describe(self, letter: Letter) -> dict[str, Any]:
         """A dead letter decoded; `docs/json/dlq-show.schema.json` has the form."""
-        headers = tuple((name, value) for name, value in letter.record.headers if not name.startswith(_ERRORS))
+        headers = tuple((name, value) for name, value in letter.record.headers if not name.startswith(ERRORS))
         # its schema's subject is named after the topic that it comes from
         found = self.codec.describe(replace(letter.record, topic=letter.failure.topic or letter.record.topic, headers=headers))
         return found | {
@@ -365,7 +291,7 @@ class DeadLetters:
 
     # ---- what was replayed ---------------------------------------------------------------------------------------
 
-    def _marks(self, names: list[str]) -> dict[Place, dict[int, Mark]]:
+    def marks(self, names: list[str]) -> dict[Place, dict[int, Mark]]:
         """Marks by place (topic, partition) and offset. A topic that was made anew under its old name has none of the old one's."""
         if not names or MARKS not in {part.topic for part in self.kafka.partitions()}:
             return {}
@@ -381,180 +307,6 @@ class DeadLetters:
             else:
                 own[int(offset)] = Mark(**json.loads(record.value))
         return found
-
-    # ---- replay --------------------------------------------------------------------------------------------------
-
-    def plan(self, topic: str, letters: list[Letter], repair: Repair, to: str | None, most: int) -> Plan:
-        """What replaying these letters of a topic sends, nothing sent yet.
-
-        `to`: another topic than the one that a letter comes from; `most`: how often one record may be replayed. InputError for a
-        repair that does not fit, naming the letter.
-        """
-        if (repair.whole or repair.key is not None) and len(letters) > 1:
-            raise InputError(
-                f"one value or key for {len(letters)} records", "choose one record with --offset; --set changes fields of many"
-            )
-        plan = Plan(topic)
-        known: dict[str, int] = {}
-        for part in self.kafka.partitions():
-            known[part.topic] = known.get(part.topic, 0) + 1
-        for letter in letters:
-            target = to or letter.failure.topic
-            if letter.mark:
-                plan.done.append(letter)
-            elif letter.replays >= most:
-                plan.refused.append((letter, f"it was replayed {letter.replays} times already, and failed again each time"))
-            elif target is None:
-                plan.refused.append((letter, "its headers do not say which topic it comes from; name one with --to"))
-            elif target not in known:
-                plan.refused.append((letter, f"topic {target} does not exist"))
-            else:
-                plan.sendings.append(self._sending(topic, letter, target, known[target], repair))
-        return plan
-
-    def _sending(self, topic: str, letter: Letter, target: str, partitions: int, repair: Repair) -> Sending:
-        record, failure = letter.record, letter.failure
-        try:
-            value = self._value(letter, target, repair) if repair.of_value else record.value
-            key = self._key(target, repair.key) if repair.key is not None else record.key
-        except InputError as error:
-            raise InputError(f"{topic} {letter.place}: {error.message}", error.remedy) from error
-        # where it was, its order among the records of its key stays
-        stays = target == failure.topic and key == record.key and failure.partition is not None and failure.partition < partitions
-        kept = [(name, data) for name, data in record.headers if not name.startswith(_ERRORS) and name not in (COUNT, FROM, ORIGIN)]
-        origin = f"{failure.topic}/{failure.partition}/{failure.offset}" if failure.topic else ""
-        own = [(COUNT, str(letter.replays + 1)), (FROM, f"{topic}/{record.partition}/{record.offset}"), (ORIGIN, origin)]
-        return Sending(
-            letter,
-            target,
-            failure.partition if stays else None,
-            key,
-            value,
-            (*kept, *((name, text.encode()) for name, text in own if text)),
-            repair.of_value or repair.key is not None,
-        )
-
-    def _value(self, letter: Letter, target: str, repair: Repair) -> bytes:
-        data = repair.value
-        if not repair.whole:
-            decoded = self.decoded(letter)
-            if not isinstance(decoded.value, dict):
-                raise InputError(f"its value has no fields to set: it is {decoded.format}", "give all of it with --value or --edit")
-            data = decoded.value
-        for path, value in repair.fields:
-            data = _with(data, path.split("."), value)
-        subject = f"{target}-value"
-        if self.codec.latest(subject) is None:
-            return json.dumps(data, ensure_ascii=False).encode()
-        return self.codec.encode(subject, data)
-
-    def _key(self, target: str, text: str) -> bytes:
-        subject = f"{target}-key"
-        if self.codec.latest(subject) is None:
-            return text.encode()
-        try:
-            return self.codec.encode(subject, text)
-        except InputError:
-            try:
-                return self.codec.encode(subject, json.loads(text))
-            except json.JSONDecodeError:
-                pass
-            raise
-
-    def send(self, plan: Plan) -> None:
-        """Carry a plan out: afterwards each sending has its partition and offset, and what was replayed meanwhile is `done`.
-
-        Returns when all are acknowledged by all in-sync replicas, and remembered as replayed.
-        """
-        if not plan.sendings:
-            return
-        self.kafka.ensure_topics(
-            [TopicSpec(MARKS, 1, None, {"cleanup.policy": "compact"})], len(self.kafka.partitions(plan.topic)[0].replicas)
-        )
-        producer = self._producer({"transactional.id": f"venice-dlq-{plan.topic}", "transaction.timeout.ms": 60_000})
-        try:
-            # another replay of the topic that still runs can commit nothing from here on, so its marks are all read
-            producer.init_transactions(_TRANSACTION_SECONDS)
-            marks = self._marks([plan.topic])
-            still: list[Sending] = []
-            for sending in plan.sendings:
-                record = sending.letter.record
-                mark = marks.get((plan.topic, record.partition), {}).get(record.offset)
-                if mark:
-                    plan.done.append(replace(sending.letter, mark=mark))
-                else:
-                    still.append(sending)
-            plan.sendings = []
-            topic_id = self.kafka.topic_ids([plan.topic])[plan.topic]
-            for start in range(0, len(still), _BATCH):
-                plan.sendings += self._transaction(producer, topic_id, still[start : start + _BATCH])
-        except KafkaException as error:
-            raise self._failed(plan, error) from error
-
-    def _failed(self, plan: Plan, error: KafkaException) -> VeniceError:
-        answer = error.args[0]
-        sent = f"{len(plan.sendings)} records were replayed before, and are remembered"
-        if answer.name() in ("_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH"):
-            return VeniceError(f"another replay of {plan.topic} took over; {sent}", "wait until it has ended, then run this again")
-        if answer.name() in ("_TIMED_OUT", "_TRANSPORT", "_ALL_BROKERS_DOWN", "_MSG_TIMED_OUT"):
-            return self.kafka.unreachable(f"replay of {plan.topic}: {answer.str()}; {sent}")
-        return VeniceError(f"replay of {plan.topic}: {answer.str()}; {sent}", "run it again: only what was not replayed is sent")
-
-    def _transaction(self, producer: Producer, topic_id: str, batch: list[Sending]) -> list[Sending]:
-        """Send these and their marks, both or neither."""
-        producer.begin_transaction()
-        try:
-            sent = self._deliver(producer, [(s.topic, s.partition, s.key, s.value, s.headers) for s in batch])
-            found = [replace(s, partition=at.partition(), offset=at.offset()) for s, at in zip(batch, sent, strict=True)]
-            now = iso(int(time.time() * 1000)) or ""
-            marks = [Mark(now, s.topic, s.partition or 0, s.offset or 0) for s in found]
-            keys = [_mark_key(topic_id, s.letter.record.partition, s.letter.record.offset) for s in found]
-            self._deliver(
-                producer, [(MARKS, None, key, json.dumps(vars(mark)).encode(), ()) for key, mark in zip(keys, marks, strict=True)]
-            )
-            producer.commit_transaction(_TRANSACTION_SECONDS)
-        except (KafkaException, VeniceError):
-            # what can't be aborted now (no broker answers, another replay took over) the brokers abort
-            with contextlib.suppress(KafkaException):
-                producer.abort_transaction(_TRANSACTION_SECONDS)
-            raise
-        return found
-
-    def _producer(self, settings: Mapping[str, Any]) -> Producer:
-        own = {
-            "bootstrap.servers": self.kafka.bootstrap_servers,
-            "acks": "all",
-            "enable.idempotence": True,
-            # the one of Java's producers: a key goes where theirs puts it
-            "partitioner": "murmur2_random",
-            "message.timeout.ms": int(_TRANSACTION_SECONDS * 1000),
-            "log_level": 0,
-        }
-        return Producer({**own, **settings})
-
-    def _deliver(self, producer: Producer, records: list[tuple]) -> list[Any]:
-        """Send records (topic, partition or None, key, value, headers); what was acknowledged, in the same order."""
-        answers: list[Any] = [None] * len(records)
-        failures: list[Any] = []
-
-        def answered(number: int):
-            def note(error: Any, message: Any) -> None:
-                if error:
-                    failures.append(error)
-                answers[number] = message
-
-            return note
-
-        for number, (topic, partition, key, value, headers) in enumerate(records):
-            where = {} if partition is None else {"partition": partition}
-            producer.produce(topic, value, key, headers=list(headers), on_delivery=answered(number), **where)
-            producer.poll(0)
-        producer.flush(_TRANSACTION_SECONDS)
-        if failures:
-            raise KafkaException(failures[0])
-        if None in answers:
-            raise self.kafka.unreachable(f"{records[0][0]}: not acknowledged")
-        return answers
 
     # ---- drop ----------------------------------------------------------------------------------------------------
 
@@ -578,26 +330,26 @@ class DeadLetters:
         elif every:
             ends = {place: span.end for place, span in there.items()}
         ends = {place: end for place, end in ends.items() if end > there[place].start}
-        marks = self._marks([topic])
+        marks = self.marks([topic])
         records = sum(end - there[place].start for place, end in ends.items())
         replayed = sum(there[place].start <= offset < end for place, end in ends.items() for offset in marks.get(place, {}))
         return Drop(topic, ends, records, records - replayed)
 
     def drop(self, doomed: Drop) -> None:
         """Remove them, and forget which of them were replayed."""
-        marks = self._marks([doomed.topic])
+        marks = self.marks([doomed.topic])
         self.kafka.delete_records(doomed.before)
         topic_id = self.kafka.topic_ids([doomed.topic])[doomed.topic]
-        gone = [_mark_key(topic_id, place[1], o) for place, end in doomed.before.items() for o in marks.get(place, {}) if o < end]
+        gone = [mark_key(topic_id, place[1], o) for place, end in doomed.before.items() for o in marks.get(place, {}) if o < end]
         try:
-            self._deliver(self._producer({}), [(MARKS, None, key, None, ()) for key in gone])
+            deliver(self.kafka, producer_of(self.kafka), [Outgoing(MARKS, key, None) for key in gone])
         except KafkaException as error:
             raise VeniceError(
                 f"the records are dropped, but not what {MARKS} says of them: {error.args[0].str()}", "`venice status`"
             ) from error
 
 
-def _mark_key(topic_id: str, partition: int, offset: int) -> bytes:
+def mark_key(topic_id: str, partition: int, offset: int) -> bytes:
     return f"{topic_id}/{partition}/{offset}".encode()
 
 
@@ -605,12 +357,3 @@ def _sources(config: Mapping[str, str]) -> list[str]:
     """Topics that a sink reads, as its configuration names them; a pattern as /pattern/."""
     found = [name.strip() for name in config.get("topics", "").split(",") if name.strip()]
     return found + ([f"/{config['topics.regex']}/"] if config.get("topics.regex") else [])
-
-
-def _with(data: Any, path: list[str], value: Any) -> dict[str, Any]:
-    """`data` with the field at a path set; objects in between that are missing or null are made."""
-    data = {} if data is None else data
-    if not isinstance(data, dict):
-        raise InputError(f"{path[0]} can't be set: {json.dumps(data)} has no fields", "--set takes FIELD=VALUE, or OUTER.INNER=VALUE")
-    head, *rest = path
-    return data | {head: _with(data.get(head), rest, value) if rest else value}

@@ -1,4 +1,4 @@
-"""Kafka records: reading them, and what their keys and values mean by the schemas of the registry.
+"""Kafka records: reading and sending them, and what their keys and values mean by the schemas of the registry.
 
 Reading assigns partitions itself, so it leaves no consumer group behind, and ends at offsets that are known when it begins. A record
 that can't be decoded is shown as hexadecimal digits with the reason: it never stops the others.
@@ -9,15 +9,17 @@ import itertools
 import json
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from venice import formats
 from venice.errors import InputError, UnreachableError, VeniceError
 from venice.formats import Format, FormatError
 
 if TYPE_CHECKING:
+    from confluent_kafka import Producer
+
     from venice.kafka import Kafka
     from venice.registry import Registry
 
@@ -26,6 +28,8 @@ _MAGIC = 0
 _FRAME_BYTES = 5
 # brokers answer each fetch within half a second: this long without any answer, nobody leads the partitions
 STALL_SECONDS = 20.0
+# the very first transaction of a cluster waits until its brokers have made the topic that they keep transactions in
+ACKNOWLEDGED_SECONDS = 30.0
 _POLL_SECONDS = 0.3
 _BATCH = 500
 _WINDOW_GROWTH = 8
@@ -425,3 +429,71 @@ def _record(message: Any) -> Record:
         message.value(),
         tuple(message.headers() or ()),
     )
+
+
+# ---- sending --------------------------------------------------------------------------------------------------------
+
+
+class Outgoing(NamedTuple):
+    """A record to be sent; `partition` None: by its key."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    partition: int | None = None
+
+
+def producer_of(kafka: "Kafka", settings: Mapping[str, Any] | None = None) -> "Producer":
+    """A producer whose records are acknowledged by all in-sync replicas, each written once."""
+    from confluent_kafka import Producer
+
+    own = {
+        "bootstrap.servers": kafka.bootstrap_servers,
+        "acks": "all",
+        "enable.idempotence": True,
+        # the one of Java's producers: a key goes where theirs puts it
+        "partitioner": "murmur2_random",
+        "message.timeout.ms": int(ACKNOWLEDGED_SECONDS * 1000),
+        "log_level": 0,
+    }
+    return Producer({**own, **(settings or {})})
+
+
+def deliver(kafka: "Kafka", producer: "Producer", records: Iterable[Outgoing]) -> list[tuple[int, int]]:
+    """Send records; the (partition, offset) of each, in order, once all are acknowledged.
+
+    KafkaException when one is not, UnreachableError when nothing is heard of it.
+    """
+    from confluent_kafka import KafkaException
+
+    records = list(records)
+    places: list[tuple[int, int] | None] = [None] * len(records)
+    failures: list[Any] = []
+
+    def answered(number: int) -> Callable[[Any, Any], None]:
+        def note(error: Any, message: Any) -> None:
+            if error:
+                failures.append(error)
+            else:
+                places[number] = (message.partition(), message.offset())
+
+        return note
+
+    for number, record in enumerate(records):
+        where = {} if record.partition is None else {"partition": record.partition}
+        while True:
+            try:
+                producer.produce(
+                    record.topic, record.value, record.key, headers=list(record.headers), on_delivery=answered(number), **where
+                )
+                break
+            except BufferError:  # the queue is full: wait for acknowledgements
+                producer.poll(_POLL_SECONDS)
+        producer.poll(0)
+    producer.flush(ACKNOWLEDGED_SECONDS)
+    if failures:
+        raise KafkaException(failures[0])
+    if None in places:
+        raise kafka.unreachable(f"{records[places.index(None)].topic}: not acknowledged")
+    return places

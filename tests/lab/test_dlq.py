@@ -164,7 +164,7 @@ def test_a_record_that_fails_again_comes_back_with_its_count_and_is_refused_then
     assert letters()[0]["replayed"]["offset"] == sent["to"]["offset"]
     assert (queue()["records"], queue()["waiting"]) == (2, 1)
     before = kafka.offsets([(TOPIC, 0)])
-    assert f"{DLQ} 0:1: it was replayed 1 times already" in replay("--offset", "0:1", "--max", "1", "--yes", expect=2)
+    assert f"{DLQ} 0:1: it was replayed once already" in replay("--offset", "0:1", "--max", "1", "--yes", expect=2)
     assert "nothing was sent" in replay("--all", "--max", "1", "--yes", expect=2)
     assert kafka.offsets([(TOPIC, 0)]) == before
 

@@ -119,7 +119,8 @@ def replay(
     command sends nothing. On a terminal, without --offset and --all, the records are chosen from a list.
     """
     from venice.cli._output import print_json
-    from venice.dlq import DeadLetters, Repair
+    from venice.dlq import DeadLetters
+    from venice.replay import Repair, planned, send
 
     if every and offsets:
         raise InputError("--all and --offset choose differently", "give one of them")
@@ -138,7 +139,7 @@ def replay(
         repair = Repair(True, _json(value), key=key)
     elif edit:
         repair = Repair(True, _edited(letters, chosen), key=key)
-    plan = letters.plan(topic, chosen, repair, to, most)
+    plan = planned(letters, topic, chosen, repair, to, most)
     _warn(letters.codec.problem)
     for letter, why in plan.refused:
         click.secho(f"refused: {topic} {letter.place}: {why}", fg="red", err=True)
@@ -151,7 +152,7 @@ def replay(
         _tell(plan, dry_run)
     if plan.sendings and not dry_run:
         ask(f"Send {_records(len(plan.sendings))}?", yes)
-        letters.send(plan)
+        send(letters, plan)
     if as_json:
         print_json(plan.to_dict(sent=not dry_run))
     elif not dry_run:
