@@ -93,8 +93,10 @@ class AvroFormat:
         stream = BytesIO(data)
         try:
             value = fastavro.schemaless_reader(stream, self._schema)
+        except (EOFError, IndexError) as error:
+            raise FormatError("the bytes don't fit the Avro schema: they end too soon") from error
         except Exception as error:  # what fastavro raises for bytes that are no Avro is of no one kind
-            raise FormatError(f"the bytes don't fit the Avro schema: {str(error) or 'they end too soon'}") from error
+            raise FormatError(f"the bytes don't fit the Avro schema: {error}") from error
         if left := len(data) - stream.tell():
             raise FormatError(f"the bytes don't fit the Avro schema: {left} are left over")
         return plain(value)

@@ -81,6 +81,10 @@ def _text(found: dict) -> str:
     sink = ", ".join(part for part in (failure["connector"], failure["stage"]) if part)
     lines.append(f"  from {came}" + (f" ({sink})" if sink else ""))
     lines.append(click.style(f"  {failure['reason'] or 'the reason is not recorded'}", fg="red"))
+    part = {"KEY_CONVERTER": "key", "VALUE_CONVERTER": "value"}.get(failure["stage"])
+    if part and found[f"{part}_schema"] is None and not found[f"{part}_error"]:
+        # what converters say of that is hard to read
+        lines.append(f"  its {part} names no schema of the registry")
     if found["replays"]:
         lines.append(f"  replayed {found['replays']} times before it failed again")
     if mark:
