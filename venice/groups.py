@@ -338,7 +338,7 @@ def apply(kafka: Kafka, connect: Connect | None, planned: Plan, report: Callable
     with _stopped(connect, planned.connector, report):
         _wait_empty(kafka, planned.group.name)
         _alter(kafka, planned)
-    if planned.connector.state == "RUNNING":
+    if planned.connector.state not in ("PAUSED", "STOPPED"):
         connect.wait_running([planned.connector.name], _RUNNING_SECONDS, report)
 
 

@@ -204,7 +204,7 @@ def test_a_sinks_group_is_set_through_connect(deployed, sink):
     assert f"stopping connector {sink}" in said and f"resumed connector {sink}" in said and f"{sink} RUNNING" in said
     # five of each partition's ten records are written again
     wait_until(lambda: rows(deployed) == "30", 60, "thirty rows")
-    assert Connect.of(deployed).status(sink).running
+    Connect.of(deployed).wait_running([sink], 30)
     # one that somebody has stopped stays stopped
     Connect.of(deployed).stop(sink)
     assert f"connector {sink} is stopped, and stays so" in venice("groups", "reset", name, "-i", "lab", "--to", "9", "--yes")

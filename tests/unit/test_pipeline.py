@@ -226,7 +226,7 @@ def test_schemas_of_all_kinds(tmp_path):
         ("PROTOBUF", 'syntax = "proto3";\n'),
     ]
     (tmp_path / "b.json").write_text('{"type": "nothing"}')
-    with pytest.raises(InputError, match=r"b.json: no valid JSON Schema: type"):
+    with pytest.raises(InputError, match=r"b.json:1: no valid JSON Schema: type"):
         load(tmp_path)
 
 

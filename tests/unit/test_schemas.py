@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 
-from venice import schemas
+from venice import schema_files, schemas
 from venice.compatibility import Side, explain
 from venice.errors import InputError, VeniceError
 from venice.registry import IncompatibleError, Registry
@@ -257,14 +257,14 @@ def test_a_file_says_type_and_subject(tmp_path):
     (tmp_path / "bus.avsc").write_text(OLD)
     (tmp_path / "bus.json").write_text('{"type": "object"}')
     (tmp_path / "bus.proto").write_text('syntax = "proto3";\nmessage Bus { int32 id = 1; }\n')
-    found = [schemas.load(tmp_path / f"bus{ending}") for ending in (".avsc", ".json", ".proto")]
+    found = [schema_files.load(tmp_path / f"bus{ending}") for ending in (".avsc", ".json", ".proto")]
     assert [(file.type, file.subject) for file in found] == [("AVRO", "bus-value"), ("JSON", "bus-value"), ("PROTOBUF", "bus-value")]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("s.avsc", '{"type": "record",\n "name": "T",\n}', r"s.avsc:3:1: Expecting property name"),
+        ("s.avsc", '{"type": "record",\n "name": "T",\n}', r"s.avsc:3: Expecting property name"),
         ("s.avsc", '{"type": "record", "name": "T", "fields": [\n{"name": "a", "type": "dooble"}]}', r"s.avsc:2: .* unknown type dooble"),
         ("s.avsc", '{"type": "record", "name": "T", "fields": [\n{"nam": "a", "type": "int"}]}', r"s.avsc:2: .* missing 'name'"),
         ("s.avsc", '{"type": "record", "name": "T", "fields": [\n{"name": "a-b", "type": "int"}]}', r"s.avsc:2: .* the name a-b has"),
@@ -276,7 +276,7 @@ def test_a_file_says_type_and_subject(tmp_path):
 def test_a_wrong_file_says_where_and_why(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
-        schemas.load(tmp_path / name)
+        schema_files.load(tmp_path / name)
 
 
 # ---- what commands do
@@ -289,7 +289,7 @@ def test_a_schema_that_is_there_is_not_registered_again(tmp_path):
         "GET /subjects/s/versions/2": (200, {"subject": "s", "version": 2, "id": 7, "schema": OLD}),
     }
     asked = Answers(answers)
-    added = schemas.add(asked.registry, "s", schemas.load(tmp_path / "s.avsc"))
+    added = schemas.add(asked.registry, "s", schema_files.load(tmp_path / "s.avsc"))
     assert added == schemas.Added("s", 2, 7, "AVRO", registered=False)
     assert asked.asked == ["POST /subjects/s", "GET /subjects/s/versions/2"]
 
@@ -298,7 +298,7 @@ def test_what_is_incompatible_is_not_sent(tmp_path):
     (tmp_path / "s.avsc").write_text(NEW)
     asked = Answers(incompatible("BACKWARD", {}))
     with pytest.raises(IncompatibleError, match="field cur"):
-        schemas.add(asked.registry, "s", schemas.load(tmp_path / "s.avsc"))
+        schemas.add(asked.registry, "s", schema_files.load(tmp_path / "s.avsc"))
     assert "POST /subjects/s/versions" not in asked.asked
 
 

@@ -73,11 +73,11 @@ def add(cluster, file: Path, subject: str | None, kind: str | None, as_json: boo
 
     What is incompatible is explained, with exit code 1, and nothing is registered then.
     """
-    from venice import schemas
+    from venice import schema_files, schemas
     from venice.cli._output import print_json
     from venice.registry import Registry
 
-    schema = schemas.load(file, kind)
+    schema = schema_files.load(file, kind)
     added = schemas.add(Registry.of(cluster), subject or schema.subject, schema)
     if as_json:
         return print_json(added.to_dict())

@@ -9,14 +9,13 @@ from typing import Any
 
 import yaml
 
-from venice import paths
+from venice import paths, schema_files
 from venice.errors import InputError
 from venice.pipeline.connectors import ConnectorFile, as_text
 from venice.pipeline.model import Pipeline, Producer, Schema, Sql
 from venice.specs import TopicSpec, retention_ms
 
 FILE = "pipeline.yml"
-SCHEMA_TYPES = {".avsc": "AVRO", ".json": "JSON", ".proto": "PROTOBUF"}
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -224,32 +223,6 @@ def _topic(item: Mapping[str, Any]) -> TopicSpec:
 
 def _schema(subject: str, file: Path, compatibility: str | None) -> Schema:
     """JSON is sent without its line breaks: a file that is only laid out anew is no new version."""
-    text, kind = _read(file), SCHEMA_TYPES[file.suffix]
-    if kind == "PROTOBUF":  # its compiler is the registry
-        return Schema(subject, file, kind, text, compatibility)
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}:{error.lineno}: {error.msg}", "correct the JSON there") from error
-    _avro(file, document) if kind == "AVRO" else _json_schema(file, document)
-    return Schema(subject, file, kind, json.dumps(document), compatibility)
-
-
-def _avro(file: Path, document: Any) -> None:
-    import fastavro
-
-    try:
-        fastavro.parse_schema(document)
-    except (fastavro.schema.SchemaParseException, fastavro.schema.UnknownType, KeyError, TypeError) as error:
-        raise InputError(f"{file}: no valid Avro schema: {error}", "correct the schema") from error
-
-
-def _json_schema(file: Path, document: Any) -> None:
-    import jsonschema
-
-    kind = jsonschema.validators.validator_for(document, default=jsonschema.Draft202012Validator)
-    try:
-        kind.check_schema(document)
-    except jsonschema.SchemaError as error:
-        place = "/".join(map(str, error.absolute_path)) or "the document"
-        raise InputError(f"{file}: no valid JSON Schema: {place}: {error.message}", "correct the schema") from error
+    found = schema_files.load(file)
+    text = found.text if found.type == "PROTOBUF" else json.dumps(json.loads(found.text))
+    return Schema(subject, file, found.type, text, compatibility)
