@@ -284,6 +284,12 @@ class DockerHost:
         with suppress(AttributeError, OSError):
             transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
+    @property
+    def lost(self) -> bool:
+        """True when the connection that was made has ended: what was read over it may lack its end."""
+        transport = self._client.get_transport() if self._client else None
+        return self._client is not None and not (transport and transport.is_active())
+
     def run(self, argv: list[str], stdin: str | None = None, timeout: float = COMMAND_SECONDS) -> tuple[int, str, str]:
         """Run a command on the host (never through more than the login shell, every word quoted).
 

@@ -267,18 +267,27 @@ def _past(host: DockerHost, instance: Instance, wanted: Query) -> tuple[list[Rec
     ask = "all" if wanted.tail is None or wanted.grep else max(1, wanted.tail)
     kept: deque[Record] = deque(maxlen=wanted.tail if wanted.grep else None)
     builder, last = _Builder(instance), ""
-    with host.asking():
-        host.watch(_SILENCE)
-        try:
-            for at, text in _lines(_stream(host, instance, wanted.since, ask, False)):
-                last = at
-                if (record := builder.add(at, text)) and wanted.matches(record):
-                    kept.append(record)
-        except docker.errors.NotFound:
+    host.watch(_SILENCE)
+    try:
+        for at, text in _read(host, instance, wanted.since, ask, False):
+            last = at
+            if (record := builder.add(at, text)) and wanted.matches(record):
+                kept.append(record)
+    except VeniceError as error:
+        if isinstance(error.__cause__, docker.errors.NotFound):
             return None
+        raise
     if (record := builder.end(float("inf"))) and wanted.matches(record):
         kept.append(record)
     return ([] if wanted.tail == 0 else list(kept)), last
+
+
+def _read(host: DockerHost, instance: Instance, since: datetime | None, tail: int | str, follow: bool) -> Iterator[tuple[str, str]]:
+    """(time, text) of each line. UnreachableError when the connection is lost, which the SDK takes for the log's end."""
+    with host.asking():
+        yield from _lines(_stream(host, instance, since, tail, follow))
+    if host.lost:
+        raise UnreachableError(f"{host.name}: the SSH connection was lost", "is the host on, and still on the network?")
 
 
 def _stream(host: DockerHost, instance: Instance, since: datetime | None, tail: int | str, follow: bool) -> Iterable[bytes]:
@@ -354,11 +363,10 @@ class _Follower:
         """Until the container stops."""
         # the engine gets a time that is surely before the last line; what was seen already is left out here
         since = _moment(self._last) - timedelta(milliseconds=1) if self._last else self._since
-        with self._host.asking():
-            for at, text in _lines(_stream(self._host, self._instance, since, "all", True)):
-                if at > self._last:
-                    self._last = at
-                    self._lines.put((self._name, at, text))
+        for at, text in _read(self._host, self._instance, since, "all", True):
+            if at > self._last:
+                self._last = at
+                self._lines.put((self._name, at, text))
 
     def _lost(self, what: str) -> None:
         if not self._down:

@@ -148,13 +148,17 @@ def test_follow_goes_on_after_a_restart(deployed, follower):
     wait_until(whole, 60, "the producer is healthy again")
 
 
-def test_host_that_does_not_answer_is_named_and_the_others_shown(deployed):
+def test_host_that_does_not_answer_is_named_and_the_others_shown(deployed, follower):
+    child = follower("--tail", "1", "--grep", "report to", "producer", "kafka@lab-1", "postgres")
+    child.expect("report to")
     venice("lab", "cut", "lab-1")
     try:
-        done = logs("--tail", "1")
+        done = logs("--tail", "1", "kafka")
         assert done.returncode == 3
         assert "lab-1 does not answer" in done.stderr
-        assert {PREFIX.match(line)[2][-5:] for line in done.stdout.splitlines()} == {"lab-2", "lab-3"}
+        assert {PREFIX.match(line)[2] for line in done.stdout.splitlines()} <= {"kafka@lab-2", "kafka@lab-3"}
+        child.expect("kafka@lab-1 can't be followed: lab-1: the SSH connection was lost; trying again", timeout=40)
     finally:
         venice("lab", "mend", "lab-1")
+    child.expect("kafka@lab-1 runs again")
     wait_until(whole, 120, "lab-1 is back in sync")

@@ -260,6 +260,7 @@ class Engine:
         monkeypatch.setattr(logs, "_AGAIN_SECONDS", 0)
 
     name = "lab-1"
+    lost = False
 
     def watch(self, seconds):
         pass
