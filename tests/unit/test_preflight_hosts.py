@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from venice.cluster import Cluster
-from venice.preflight import assess
+from venice.preflight import assess, empty
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = ["lab-1", "lab-2", "lab-3"]
@@ -100,11 +100,16 @@ CASES = {
 }
 
 
-def judged(mutation=lambda f: None, purpose: str = "deploy") -> list:
+def seen(mutation=lambda f: None) -> Cluster:
+    """The lab's cluster with facts of hosts on which all is well but for the mutation."""
     all_facts = {host: copy.deepcopy(facts(host)) for host in HOSTS}
     mutation(all_facts)
     plain = Cluster.load(ROOT / "inventory" / "lab")
-    return assess(Cluster({h: plain.given(h) for h in HOSTS}, plain.groups, plain._loader, all_facts), HOSTS, purpose)
+    return Cluster({h: plain.given(h) for h in HOSTS}, plain.groups, plain._loader, all_facts)
+
+
+def judged(mutation=lambda f: None, purpose: str = "deploy") -> list:
+    return assess(seen(mutation), HOSTS, purpose)
 
 
 def test_nothing_stands_against_good_hosts():
@@ -144,3 +149,27 @@ def test_stopping_asks_for_contact_and_engine_only():
 def test_starting_asks_for_the_containers_too():
     found = judged(change("lab-3", "containers", [{"name": "venice-kafka", "cluster": "lab"}]), "start")
     assert next(f for f in found if f.where == "lab-3").what == "has no venice-connect, venice-postgres"
+
+
+def test_where_nothing_is_starting_asks_for_what_a_deployment_does():
+    assert empty(seen(), HOSTS)
+    assert judged(purpose="start") == []
+    assert "free" in judged(CASES["full disk"][0], "start")[0].remedy
+    assert empty(seen(change("lab-1", "containers", [{"name": "x", "cluster": "other"}])), HOSTS)
+    assert empty(seen(change("lab-1", "engine", {"installed": False, "running": False})), HOSTS)
+
+
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        change("lab-1", "containers", [{"name": "venice-kafka", "cluster": "lab"}]),
+        change("lab-2", "engine", {"installed": True, "running": False}),
+        replace("lab-2", {"unreachable": "no route"}),
+    ],
+)
+def test_a_host_that_has_or_may_have_containers_is_not_empty(mutation):
+    assert not empty(seen(mutation), HOSTS)
+
+
+def test_some_hosts_alone_do_not_tell_that_nothing_is_there():
+    assert not empty(seen(), HOSTS[:2])
