@@ -21,11 +21,11 @@ _PATTERNS = (
     # https://user:password@host
     (re.compile(r"(://[^\s:/@]*:)(?!\*+@)[^\s/@]+(?=@)"), rf"\1{MASK}"),
     (re.compile(r"(authorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer)\s+)[^\s\"',]+", re.IGNORECASE), rf"\1{MASK}"),
-    (re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(-----END [A-Z ]*PRIVATE KEY-----)", re.DOTALL), rf"\1 {MASK} \2"),
+    (re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)[^-]*(?:-(?!----)[^-]*)*(-----END [A-Z ]*PRIVATE KEY-----)"), rf"\1 {MASK} \2"),
 )
-# in running text; Kafka's logs name the kind of a request its apiKey
+# in running text; Kafka's logs name the kind of a request its apiKey. Lengths are bounded for time's sake: a log may hold anything.
 _SETTING = re.compile(
-    r"""(?<!RequestHeader\()(?<![\w.-])(?P<name>[\w.-]*(?:passw(?:or)?d|passphrase|secret|token|api[._-]?key|pwd)[\w.-]*["']?\s*[=:]\s*)"""
+    r"""(?<!RequestHeader\()(?<![\w.-])(?P<name>[\w.-]{0,120}(?:passw(?:or)?d|passphrase|secret|token|api[._-]?key|pwd)[\w.-]{0,120}["']?\s*[=:]\s*)"""
     r"""(?P<quote>["']?)(?P<value>\$\{[^}]*\}|[^\s"',;&}]+)""",
     re.IGNORECASE,
 )

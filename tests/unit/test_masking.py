@@ -91,3 +91,11 @@ def test_references_and_nothing_are_no_secrets():
     assert not is_secret("password", "{{ lookup('venice_secret', 'x') }}")
     assert not is_secret("password_required", True)
     assert is_secret("connect_PASSWORD", "x")
+
+
+@pytest.mark.parametrize(
+    "part", ["token", "password ", "://a:", "-----BEGIN PRIVATE KEY-----", "${", "x=", "secret.", "authorization: basic "]
+)
+def test_masking_takes_time_in_proportion_to_the_text(part):
+    """Half a megabyte of anything; a pattern that backtracks would take minutes."""
+    Masker(["a" * 32]).text(part * (500_000 // len(part)))
