@@ -528,7 +528,7 @@ def left_behind(cluster: Any, name: str) -> list[str]:
     config, lines = connector.config, []
     table = config.get("collection.name.format", "")
     if config.get("connector.class") == sinks.CLASS and table and "$" not in table:
-        lines.append(f"its table stays; to remove it: venice psql -c 'drop table {table}'")
+        lines.append(f"its table stays, if it has made it; to remove it: venice psql -c 'drop table {table}'")
     if dlq := config.get("errors.deadletterqueue.topic.name"):
         lines.append(f"its dead letter queue stays; to remove it: venice topics delete {dlq}")
     lines.append("its offsets stay: a connector of the same name goes on where this one ended")

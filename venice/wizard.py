@@ -71,19 +71,23 @@ def _table(cluster: Any, connect: Connect, name: str) -> connectors.Wanted:
         except InputError as error:  # its values can't become rows: another topic may do
             click.secho(str(error), fg="red")
     _describe(topic, values)
-    table = questionary.text(
-        "Table:", default=sinks.table_name(topic), validate=_checked(lambda text: sinks.check_name("table", text) and None)
-    ).unsafe_ask()
-    mode = questionary.select(
-        "Which rows?",
-        [
-            questionary.Choice("the newest record of each key (upsert)", "upsert"),
-            questionary.Choice("every record (insert)", "insert"),
-        ],
-    ).unsafe_ask()
-    key, record_key = _key(topic, values) if mode == "upsert" else ((), "")
-    name = name or _name(connect, table)
-    return connectors.for_table(cluster, topic, name, table, mode, key, record_key)
+    while True:
+        table = questionary.text(
+            "Table:", default=sinks.table_name(topic), validate=_checked(lambda text: sinks.check_name("table", text) and None)
+        ).unsafe_ask()
+        mode = questionary.select(
+            "Which rows?",
+            [
+                questionary.Choice("the newest record of each key (upsert)", "upsert"),
+                questionary.Choice("every record (insert)", "insert"),
+            ],
+        ).unsafe_ask()
+        key, record_key = _key(topic, values) if mode == "upsert" else ((), "")
+        name = name or _name(connect, table)
+        try:
+            return connectors.for_table(cluster, topic, name, table, mode, key, record_key)
+        except InputError as error:  # the table exists and does not fit: another may do
+            click.secho(str(error), fg="red")
 
 
 def _topic(cluster: Any) -> str:

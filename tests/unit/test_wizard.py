@@ -87,6 +87,22 @@ def test_a_table_with_the_newest_record_of_each_key(fake):
     assert fake.tables == [("bus", "bus_2", "bus", "upsert", ("id",), "")]
 
 
+def test_another_table_is_asked_for_when_one_does_not_fit(fake, monkeypatch):
+    answers = iter([InputError("table bus exists and has no primary key"), Wanted({"name": "bus_2", "config": {}})])
+
+    def for_table(*choices):
+        fake.tables.append(choices[3:])
+        answer = next(answers)
+        if isinstance(answer, InputError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(connectors, "for_table", for_table)
+    with typing(ENTER, ENTER, ENTER, ENTER, SPACE, ENTER, ENTER, CLEAR, "other", ENTER, ENTER, SPACE, ENTER):
+        assert wizard.run(Cluster).name == "bus_2"
+    assert fake.tables == [("bus", "upsert", ("id",), ""), ("other", "upsert", ("id",), "")]
+
+
 def test_a_table_with_every_record_of_a_topic_that_was_searched_for(fake):
     with typing(ENTER, "ord", ENTER, CLEAR, "Bad Name", ENTER, CLEAR, "history", ENTER, DOWN, ENTER, ENTER):
         wizard.run(Cluster)
