@@ -73,6 +73,8 @@ def show(cluster: Any, name: str, as_json: bool) -> None:
         for item in found.progress:
             progress.add_row(item.topic, str(item.partition), str(item.offset), "?" if item.lag is None else str(item.lag))
         out.print(progress)
+    elif row.type == "sink":
+        out.print("\nnothing committed yet")
     for item in found.offsets:
         click.echo(f"\n{item['partition']}: {item['offset']}")
     out.print()
