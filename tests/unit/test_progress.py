@@ -94,3 +94,19 @@ def test_fits_80_columns(terminal):
     events = [task("Send the images that a host lacks"), {"event": "verbose", "stdout": "lab-1: 5 of 200 MB sent"}, result("ok", "lab-1")]
     text, _ = shown(events, terminal=terminal)
     assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_a_notice_and_a_restart_are_told():
+    asked = {
+        "container": "venice-kafka",
+        "action": "restart",
+        "field": "status",
+        "current": "running",
+        "desired": "running",
+        "reason": "asked for",
+    }
+    text, _ = shown(
+        [task("Judge"), result("ok", "lab-1", notice="nothing of lab is on its hosts"), result("ok", "lab-1", differences=[asked])]
+    )
+    assert "nothing of lab is on its hosts" in text
+    assert "lab-1  restart venice-kafka  asked for" in text

@@ -4,8 +4,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
 from venice import kafka, rolling
+from venice.cli import cli
 from venice.cluster import Cluster
 from venice.errors import InputError, VeniceError
 from venice.kafka import Partition
@@ -107,3 +109,13 @@ def test_hosts_outside_the_run_are_left_out(lab):
     assert [i.host for i in rolling.chosen_on(chosen, ["lab-3"])] == ["lab-3"]
     with pytest.raises(InputError, match="none of what was named"):
         rolling.chosen_on(chosen, ["lab-9"])
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [([], "what to restart is not named"), (["konnect"], "did you mean connect"), (["kafka", "postgres@lab-1"], "it runs on lab-3")],
+)
+def test_without_a_terminal_what_is_meant_must_be_named(names, expected):
+    result = CliRunner().invoke(cli, ["restart", "-i", str(ROOT / "inventory" / "lab"), *names])
+    assert isinstance(result.exception, InputError)
+    assert expected in str(result.exception)
