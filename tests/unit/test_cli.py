@@ -11,7 +11,37 @@ from venice import paths
 from venice.cli import cli
 from venice.records import Record
 
-COMMANDS = ["deploy", "destroy", "down", "history", "images", "lab", "plan", "smoke", "status", "up"]
+COMMANDS = [
+    "apply",
+    "completion",
+    "config",
+    "connectors",
+    "deploy",
+    "destroy",
+    "diff",
+    "dlq",
+    "down",
+    "exec",
+    "groups",
+    "history",
+    "images",
+    "install",
+    "inventory",
+    "ksql",
+    "lab",
+    "logs",
+    "open",
+    "pipelines",
+    "plan",
+    "psql",
+    "restart",
+    "schemas",
+    "smoke",
+    "status",
+    "support-bundle",
+    "topics",
+    "up",
+]
 
 
 def venice(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
