@@ -10,7 +10,7 @@ from venice import runner
 from venice.cluster import Cluster
 from venice.errors import InputError, VeniceError
 from venice.pipeline.model import Change
-from venice.pipeline.plan import Plans, prepare
+from venice.pipeline.plan import Plan, Plans, prepare
 from venice.records import Record
 
 
@@ -130,8 +130,18 @@ def remarks(chosen: Chosen, plans: Plans) -> list[str]:
             found.append(f"{name} no longer has {', '.join(sql)}: what it did stays, Venice undoes no SQL")
         if plan.pipeline.folder.resolve() in chosen.outside:
             keeps = "keeps its producers, too" if plan.pipeline.producers else "applies it, too"
-            found.append(f"{name} is not in {chosen.inventory}: `venice install {name}` names it there, and `venice deploy` {keeps}")
+            install = f"`venice install {_called(chosen, plan)}`"
+            found.append(f"{name} is not in {chosen.inventory}: {install} names it there, and `venice deploy` {keeps}")
     return found
+
+
+def _called(chosen: Chosen, plan: Plan) -> str:
+    """The pipeline's name where it is found by that, else its folder."""
+    try:
+        found = chosen.cluster.pipeline_folder(plan.pipeline.name) == plan.pipeline.folder.resolve()
+    except InputError:
+        found = False
+    return plan.pipeline.name if found else str(plan.pipeline.folder)
 
 
 def count(changes: int) -> str:

@@ -80,9 +80,10 @@ def connector(name: str, **changes: str) -> str:
 
 @pytest.fixture(scope="module")
 def pipeline(deployed, tmp_path_factory):
-    """The folder of the pipeline; all that it made is gone afterwards."""
+    """The folder of the pipeline; all that it made is gone afterwards, and what an earlier run left before."""
     folder = tmp_path_factory.mktemp("pipelines") / NAME
     folder.mkdir()
+    removed(deployed, folder)
     write(folder, "pipeline.yml", PIPELINE)
     write(folder, "value.avsc", schema(FIELDS))
     write(folder, "tables.sql", "-- where it comes from\nCREATE TABLE pl_test_source (\n  id text PRIMARY KEY\n);\n")
@@ -90,11 +91,16 @@ def pipeline(deployed, tmp_path_factory):
     write(folder, "a.json", connector("a"))
     write(folder, "b.json", connector("b"))
     yield folder
-    write(folder, "pipeline.yml", "description: empty")
-    venice("apply", str(folder), "-i", "lab", "--prune", "--yes")
-    sql(deployed, "DROP TABLE IF EXISTS pl_test_source, pl_test_a, pl_test_b")
+    removed(deployed, folder)
     assert sql(deployed, "SELECT count(*) FROM venice_pipelines.sql WHERE pipeline = 'pl_test'") == "0"
     assert NAME not in [row["name"] for row in listed()]
+
+
+def removed(cluster: Cluster, folder: Path) -> None:
+    """Nothing of the pipeline is left: neither what it made, nor the tables that its connectors and statements made."""
+    write(folder, "pipeline.yml", "description: empty")
+    venice("apply", str(folder), "-i", "lab", "--prune", "--yes")
+    sql(cluster, "DROP TABLE IF EXISTS pl_test_source, pl_test_a, pl_test_b")
 
 
 def write(folder: Path, name: str, text: str) -> None:
@@ -157,7 +163,7 @@ def test_check_shows_everything_and_changes_nothing(deployed, pipeline):
 def test_apply_makes_everything_then_nothing(deployed, pipeline):
     output = apply(pipeline)
     assert "applied pl_test to lab: 8 changes" in output
-    assert "`venice install pl_test` names it there" in output
+    assert f"`venice install {pipeline}` names it there" in output
     wait_until(lambda: int(sql(deployed, "SELECT coalesce(max(n), 0) FROM pl_test_a") or 0) > 1, 60, "rows that go on")
     assert sql(deployed, "SELECT tableowner FROM pg_tables WHERE tablename = 'pl_test_source'") == "venice"
     wait_until(lambda: health("producer-pl-feed") == "healthy", 30, "the producer's health check was asked")
