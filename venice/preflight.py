@@ -296,11 +296,14 @@ def _documents(cluster: Cluster) -> Iterator[Finding]:
 
 
 def _pipelines(cluster: Cluster) -> Iterator[Finding]:
-    from venice import pipeline
+    from venice.pipeline import load
+    from venice.pipeline.look import Wanted
 
     for folder in cluster.pipelines:
-        pipeline.load(folder)
-    yield from ()
+        try:
+            Wanted.of(cluster, load(folder))
+        except InputError as error:
+            yield Finding(f"pipeline {folder.name}", error.message, error.remedy)
 
 
 # ---- the hosts ---------------------------------------------------------------------------------------------------

@@ -20,14 +20,13 @@ class ActionModule(ActionBase):
         cluster = cluster_of(self, task_vars)
         check = self._task.check_mode
         try:
-            plans = prepare(cluster, cluster.pipelines, wait=0 if check else READY_SECONDS)
+            plans = prepare(cluster, cluster.pipelines, 0 if check else READY_SECONDS, containers=False)
         except UnreachableError:
             if not check:
                 raise
             # What a plan for a cluster that does not run yet can say of them.
             return {"changed": True, "differences": [_all_of(cluster.name, folder.name) for folder in cluster.pipelines]}
-        # of the producers, which are containers, their host tells
-        changes = [step.change for plan in plans.all for step in plan.steps]
+        changes = plans.changes  # without the producers': those are containers, of which their host tells
         if not check:
             refuse_questions(plans)
             plans.apply(self._display.display)

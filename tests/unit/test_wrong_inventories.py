@@ -90,6 +90,10 @@ WRONG = {
         variables(venice_pipelines=["tram_locations"]),
         ["tram_locations", "no tram_locations/pipeline.yml", "bus_locations"],
     ),
+    "a pipeline's producer without a host": (
+        variables(venice_pipelines=["bus_locations"]),
+        ["pipeline bus_locations", "pipeline.yml:", "nothing can run producer bus-locations", "add a host to the group producer"],
+    ),
     "cluster name with spaces": (variables(venice_cluster="My Cluster"), ["'My Cluster' is no name for a cluster"]),
     "cluster name differs": (host("h3", venice_cluster="other"), ["venice_cluster differs between hosts"]),
     "undefined variable in a value": (variables(kafka_heap_mb="{{ nothing_of_that_name }}"), ["nothing_of_that_name"]),

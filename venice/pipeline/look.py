@@ -94,8 +94,10 @@ class Subject:
 class Look:
     """Answers of the services. Those that failed raise their error where they are needed, not before."""
 
-    def __init__(self, cluster: Any, wanted: Iterable[Wanted]):
+    def __init__(self, cluster: Any, wanted: Iterable[Wanted], containers: bool = True):
+        """`containers`: whether producers' containers are looked at, too; a deployment's playbook does that itself."""
         self.cluster = cluster
+        self.containers = containers
         self.wanted = list(wanted)
         with ThreadPoolExecutor(6) as pool:
             self._topics = pool.submit(self._look_at_topics)
@@ -171,7 +173,7 @@ class Look:
 
     def _look_at_producers(self):
         hosts = [host for host in self.cluster.hosts.values() if "producer" in host.components]
-        if not hosts:
+        if not hosts or not self.containers:
             return {}
         from venice.hosts import over
 

@@ -132,7 +132,9 @@ class Plans:
         wait_running(self.cluster, Connect.of(self.cluster), list(plan.wanted.connectors), since, report)
 
     def record(self, by: str) -> None:
-        """Keep in the cluster what was applied, where it is new."""
+        """Keep in the cluster what was applied, where it is new; nowhere when the inventory has no Kafka."""
+        if not self.cluster.groups.get("kafka"):
+            return
         replication = int(self.cluster.pipeline_vars["replication_factor"])
         for plan in self.all:
             resources = {kind: list(plan.wanted.resources[kind]) for kind in KINDS}
@@ -147,8 +149,8 @@ class Plans:
             write(kafka_of(self.cluster), record, replication)
 
 
-def prepare(cluster: Any, folders: Iterable[Path], wait: float = 0.0, prune: bool = False) -> Plans:
-    """Read, compare and check pipelines. Nothing is changed.
+def prepare(cluster: Any, folders: Iterable[Path], wait: float = 0.0, prune: bool = False, containers: bool = True) -> Plans:
+    """Read, compare and check pipelines, their producers' containers, too, with `containers`. Nothing is changed.
 
     `wait`: seconds that Kafka Connect may take to answer. InputError names file and line of what is wrong in the files, can't
     be changed (fewer partitions), is incompatible (schemas) or refused by Connect's validation; UnreachableError when a service
@@ -160,7 +162,7 @@ def prepare(cluster: Any, folders: Iterable[Path], wait: float = 0.0, prune: boo
         from venice.connect import Connect
 
         Connect.of(cluster).wait_ready(wait)
-    look = Look(cluster, wanted)
+    look = Look(cluster, wanted, containers)
     return Plans(cluster, [Planner(cluster, look, w).plan(prune) for w in wanted])
 
 
@@ -184,7 +186,7 @@ class Planner:
             self._sql(plan, file)
         for name, stored in self.wanted.connectors.items():
             self._connector(plan, name, stored, verify)
-        for producer in self.pipeline.producers:
+        for producer in self.pipeline.producers if self.look.containers else ():
             action, differences = producer_differences(self.look, producer)
             if differences:
                 plan.producers.append(Change("producer", producer.name, action, differences))
@@ -332,7 +334,7 @@ class Planner:
             "schema": lambda: self._registry().latest(name) is not None,
             "sql": lambda: True,
             "connector": lambda: name in self.look.connectors,
-            "producer": lambda: f"venice-producer-{name}" in self.look.producers,
+            "producer": lambda: not self.look.containers or f"venice-producer-{name}" in self.look.producers,
         }
         return there[kind]()
 
