@@ -19,7 +19,8 @@ _RECORD_KEY = "the record's own key"
 _ENOUGH = "no, that is all"
 _IMPORTANCE = {"HIGH": 0, "MEDIUM": 1, "LOW": 2}
 # asked otherwise, or Connect's own business
-_NOT_ASKED = {"name", "connector.class", "topics", "topics.regex"}
+_NOT_ASKED = {"name", "connector.class"}
+_TOPICS = {"topics", "topics.regex"}
 _SECRETS_FILE = "/etc/kafka/secrets.properties"
 
 
@@ -148,7 +149,9 @@ def _plugin(cluster: Any, connect: Connect, name: str) -> connectors.Wanted:
     choices = [questionary.Choice(f"{plugin.short} ({plugin.type}, {plugin.version})", plugin) for plugin in connect.plugins()]
     plugin: Plugin = questionary.select("Plugin:", choices).unsafe_ask()
     name = name or _name(connect, "")
-    options = [option for option in connect.options(plugin.name) if option.name not in _NOT_ASKED]
+    # a source's "topics" are options like others (MirrorMaker has some)
+    not_asked = _NOT_ASKED | (_TOPICS if plugin.type == "sink" else set())
+    options = [option for option in connect.options(plugin.name) if option.name not in not_asked]
     config: dict[str, str] = {"connector.class": plugin.name}
     if plugin.type == "sink":
         names = connectors.topics(cluster)

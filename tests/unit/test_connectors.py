@@ -266,3 +266,41 @@ def test_wanted_keeps_what_was_typed():
     wanted.set({"a": "2"})
     assert wanted.document == {"name": "c", "config": {"a": "2"}}
     assert wanted.by_hand == ("a",)
+
+
+def test_a_connector_that_has_failed_itself_is_restarted_not_stopped(monkeypatch):
+    """Connect can't stop one that has failed; its old FAILED is not taken for the new state."""
+    states = iter(["FAILED", "FAILED", "RUNNING", "RUNNING"])
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.path}")
+        if request.method == "POST":
+            return httpx.Response(202, json={})
+        if request.url.path.endswith("/status"):
+            return httpx.Response(200, json=one(state=next(states))["status"])
+        return listing(one(state="FAILED"))
+
+    found, said = connect(answer), []
+    monkeypatch.setattr(Connect, "of", classmethod(lambda cls, cluster, timeout=0: found))
+    connectors.restart(None, "sink", said.append)
+    assert [line for line in asked if not line.startswith("GET")] == ["POST /connectors/sink/restart"]
+    assert said == ["sink RUNNING, 1/1 tasks running"]
+
+
+def test_check_names_option_value_and_reason_and_hides_passwords(monkeypatch):
+    definition = {"name": "pin", "type": "PASSWORD"}
+    verdict = {"definition": definition, "value": {"name": "pin", "value": None, "errors": ["too short"], "recommended_values": []}}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/connector-plugins":
+            return httpx.Response(200, json=[{"class": "a.FileSinkConnector", "type": "sink", "version": "1"}])
+        if request.url.path.endswith("/validate"):
+            return httpx.Response(200, json={"configs": [verdict]})
+        return httpx.Response(404, json={"error_code": 404, "message": "no"})
+
+    found = connect(answer)
+    monkeypatch.setattr(Connect, "of", classmethod(lambda cls, cluster, timeout=0: found))
+    with pytest.raises(InputError, match="nothing was created") as error:
+        connectors.check(None, "c", {"connector.class": "FileSink", "pin": "12"})
+    assert "pin = ********: too short" in error.value.message
