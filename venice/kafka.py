@@ -40,6 +40,8 @@ _SOURCES = {
     ConfigSource.DYNAMIC_DEFAULT_BROKER_CONFIG.value: "brokers",
     ConfigSource.STATIC_BROKER_CONFIG.value: "brokers",
 }
+# Kafka's names for: ask somebody else
+_MOVED = ("NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "FENCED_LEADER_EPOCH", "UNKNOWN_LEADER_EPOCH")
 # Kafka's names for: what you ask for can't be
 _REFUSALS = (
     "INVALID_CONFIG",
@@ -200,33 +202,39 @@ class Kafka:
     def offsets(self, places: Iterable[tuple[str, int]], lenient: bool = False) -> dict[tuple[str, int], tuple[int, int]]:
         """First offset of each partition (topic, id) and the one that its next record gets, all asked for at once.
 
-        With `lenient` partitions without a leader are left out; else they are an UnreachableError.
+        With `lenient` partitions are left out whose leaders do not answer; else they are an error.
         """
-        partitions = [TopicPartition(*place) for place in places]
-        if not partitions:
-            return {}
-        first, last = (
-            self.admin.list_offsets(dict.fromkeys(partitions, spec), request_timeout=self.timeout)
-            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
-        )
-        found = {}
-        for part in partitions:
-            try:
-                with self.asking(f"offsets of {part.topic}-{part.partition}"):
-                    found[part.topic, part.partition] = (first[part].result(self.timeout).offset, last[part].result(self.timeout).offset)
-            except VeniceError:
-                if not lenient:
-                    raise
+        wanted = list(places)
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(self._offsets, wanted, spec, lenient) for spec in (OffsetSpec.earliest(), OffsetSpec.latest())]
+            first, last = (answer.result() for answer in asked)
+        return {place: (first[place], last[place]) for place in wanted if place in first and place in last}
+
+    def _offsets(self, places: list[tuple[str, int]], spec: OffsetSpec, lenient: bool = False) -> dict[tuple[str, int], int]:
+        """Each partition's offset that `spec` means. A leader that has just changed is looked for again while there is time."""
+        found: dict[tuple[str, int], int] = {}
+        deadline = time.monotonic() + self.timeout
+        while left := [place for place in places if place not in found]:
+            answers = self.admin.list_offsets({TopicPartition(*place): spec for place in left}, request_timeout=self.timeout)
+            moved = False
+            for part, answer in answers.items():
+                try:
+                    found[part.topic, part.partition] = answer.result(self.timeout).offset
+                except KafkaException as error:
+                    if error.args[0].name() in _MOVED and time.monotonic() < deadline:
+                        moved = True
+                    elif not lenient:
+                        with self.asking(f"offsets of {part.topic}-{part.partition}"):
+                            raise
+            if not moved:
+                break
+            time.sleep(_POLL_SECONDS)
+            self._metadata()  # the library asks the leaders that it knows of
         return found
 
     def offsets_at(self, places: Iterable[tuple[str, int]], timestamp: int) -> dict[tuple[str, int], int]:
         """Of each partition the first offset whose record is of that time (ms since 1970) or later; -1 where there is none."""
-        asked = {TopicPartition(*place): OffsetSpec.for_timestamp(timestamp) for place in places}
-        found = {}
-        for part, answer in (self.admin.list_offsets(asked, request_timeout=self.timeout) if asked else {}).items():
-            with self.asking(f"offsets of {part.topic}-{part.partition}"):
-                found[part.topic, part.partition] = answer.result(self.timeout).offset
-        return found
+        return self._offsets(list(places), OffsetSpec.for_timestamp(timestamp))
 
     def delete_records(self, before: Mapping[tuple[str, int], int]) -> None:
         """Delete all records of these partitions that stand before the given offsets."""
