@@ -7,6 +7,7 @@ that can't be decoded is shown as hexadecimal digits with the reason: it never s
 import datetime
 import itertools
 import json
+import logging
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +35,10 @@ _POLL_SECONDS = 0.3
 _BATCH = 500
 _WINDOW_GROWTH = 8
 _NEWEST = 10
+
+_SILENT = logging.getLogger("venice.librdkafka")
+_SILENT.addHandler(logging.NullHandler())
+_SILENT.propagate = False
 
 Place = tuple[str, int]  # topic, partition
 
@@ -455,7 +460,8 @@ def producer_of(kafka: "Kafka", settings: Mapping[str, Any] | None = None) -> "P
         # the one of Java's producers: a key goes where theirs puts it
         "partitioner": "murmur2_random",
         "message.timeout.ms": int(ACKNOWLEDGED_SECONDS * 1000),
-        "log_level": 0,
+        # fatal errors are logged at every level, and raised as well
+        "logger": _SILENT,
     }
     return Producer({**own, **(settings or {})})
 
@@ -480,6 +486,22 @@ def deliver(kafka: "Kafka", producer: "Producer", records: Iterable[Outgoing]) -
 
         return note
 
+    try:
+        _enqueue(producer, records, answered)
+        producer.flush(ACKNOWLEDGED_SECONDS)
+    except SystemError as error:
+        # how the library raises a fatal error that comes while it calls back
+        if isinstance(error.__cause__, KafkaException):
+            raise error.__cause__ from None
+        raise
+    if failures:
+        raise KafkaException(failures[0])
+    if None in places:
+        raise kafka.unreachable(f"{records[places.index(None)].topic}: not acknowledged")
+    return places
+
+
+def _enqueue(producer: "Producer", records: list[Outgoing], answered: Callable[[int], Callable[[Any, Any], None]]) -> None:
     for number, record in enumerate(records):
         where = {} if record.partition is None else {"partition": record.partition}
         while True:
@@ -491,9 +513,3 @@ def deliver(kafka: "Kafka", producer: "Producer", records: Iterable[Outgoing]) -
             except BufferError:  # the queue is full: wait for acknowledgements
                 producer.poll(_POLL_SECONDS)
         producer.poll(0)
-    producer.flush(ACKNOWLEDGED_SECONDS)
-    if failures:
-        raise KafkaException(failures[0])
-    if None in places:
-        raise kafka.unreachable(f"{records[places.index(None)].topic}: not acknowledged")
-    return places

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pexpect
 import pytest
@@ -9,11 +10,12 @@ from confluent_kafka import Producer
 
 from tests.lab.support import ROOT, VENICE, from_json, sql, venice, wait_until
 from venice.connect import Connect
-from venice.dlq import COUNT, FROM, MARKS, ORIGIN
+from venice.dlq import COUNT, FROM, MARKS, ORIGIN, DeadLetters
 from venice.kafka import Kafka
 from venice.messages import Codec, read, spans
 from venice.pipeline import ConnectorFile, dead_letter_topic
 from venice.registry import Registry
+from venice.replay import Repair, planned, send
 from venice.specs import TopicSpec
 
 SINK = TOPIC = TABLE = "topics_poison"
@@ -200,6 +202,23 @@ def test_records_are_picked_on_a_terminal(deployed, kafka, poisoned):
     assert child.exitstatus == 0
     wait_until(lambda: rows(deployed).get("picked") == 77, 60, "the repaired record is in the table")
     assert [letter["offset"] for letter in letters() if not letter["replayed"]] == [count]
+
+
+def test_two_replays_at_once_send_a_record_once(deployed, kafka, poisoned):
+    count = len(letters())
+    produce(kafka, b"{}")
+    wait_until(lambda: len(letters()) == count + 1, 60, "it is a dead letter")
+    repair = Repair(True, {"id": "both", "level": 5})
+    both = [DeadLetters.of(deployed), DeadLetters.of(deployed)]
+    plans = [planned(dead, DLQ, [dead.every(DLQ)[-1]], repair, None, 3) for dead in both]
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = [pool.submit(send, dead, plan) for dead, plan in zip(both, plans, strict=True)]
+        failed = [str(error) for outcome in outcomes if (error := outcome.exception())]
+    assert all("another replay" in error for error in failed)
+    assert len(failed) < 2
+    wait_until(lambda: rows(deployed).get("both") == 5, 60, "the repaired record is in the table")
+    sent = [record for record in read(kafka, spans(kafka, TOPIC)) if record.header(FROM) == f"{DLQ}/0/{count}"]
+    assert len(sent) == 1
 
 
 def test_dropped_up_to_an_offset_and_all(kafka, poisoned):
