@@ -27,7 +27,9 @@ ORIGIN = "venice.replay.origin"
 _PREFIX = "dlq."
 ERRORS = "__connect.errors."
 _CONFIG = "errors.deadletterqueue.topic.name"
-# so many of the newest dead letters say where a queue's records come from
+# up to so many offsets a queue's records are counted; of a longer one the offsets are: transactions take some of them up
+_COUNTED = 2000
+# so many of the newest dead letters of a long queue say where its records come from
 _LOOKED_AT = 5
 
 
@@ -112,9 +114,10 @@ class Letter:
 
 @dataclass(frozen=True)
 class Queue:
-    """One dead letter topic. `waiting`: records that were not replayed. `time` and `reason` are those of its newest record.
+    """One dead letter topic. `waiting`: records that were not replayed. `timestamp` and `reason` are those of its newest record.
 
-    The time is the record's own, which Connect keeps: that of its failure is not recorded.
+    The time is the record's own, which Connect keeps: that of its failure is not recorded. Of thousands of records their offsets are
+    counted, which are more when the topic is written in transactions.
     """
 
     topic: str
@@ -189,13 +192,19 @@ class DeadLetters:
         with ThreadPoolExecutor(2) as pool:
             marked = pool.submit(self.marks, names)
             offsets = self.kafka.offsets(places)
-            seen = list(read(self.kafka, {place: Span(max(start, end - _LOOKED_AT), end) for place, (start, end) in offsets.items()}))
+            short = {
+                name for name in names if sum(end - start for (topic, _), (start, end) in offsets.items() if topic == name) <= _COUNTED
+            }
+            looked_at = {
+                place: Span(start if place[0] in short else max(start, end - _LOOKED_AT), end) for place, (start, end) in offsets.items()
+            }
+            seen = list(read(self.kafka, looked_at))
             marks = marked.result()
         queues = []
         for topic in names:
             own = sorted((r for r in seen if r.topic == topic), key=lambda r: (r.timestamp or 0, r.partition, r.offset))
             own_offsets = [(place, span) for place, span in offsets.items() if place[0] == topic]
-            records = sum(end - start for _, (start, end) in own_offsets)
+            records = len(own) if topic in short else sum(end - start for _, (start, end) in own_offsets)
             replayed = sum(start <= offset < end for place, (start, end) in own_offsets for offset in marks.get(place, {}))
             sources = {source for name in named.get(topic, []) for source in _sources(connectors[name])}
             sources |= {failure.topic for failure in map(Failure.of, own) if failure.topic}
@@ -332,6 +341,8 @@ class DeadLetters:
         ends = {place: end for place, end in ends.items() if end > there[place].start}
         marks = self.marks([topic])
         records = sum(end - there[place].start for place, end in ends.items())
+        if records <= _COUNTED:
+            records = sum(1 for _ in read(self.kafka, {place: Span(there[place].start, end) for place, end in ends.items()}))
         replayed = sum(there[place].start <= offset < end for place, end in ends.items() for offset in marks.get(place, {}))
         return Drop(topic, ends, records, records - replayed)
 
