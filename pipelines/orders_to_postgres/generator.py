@@ -5,6 +5,7 @@ the time alone, so a restarted generator goes on where the clock is.
 
 Environment: BOOTSTRAP_SERVERS, SCHEMA_REGISTRY_URL, TOPIC, INTERVAL_SECONDS (1), SEED (1).
 `generator.py health` exits 0 when a record was acknowledged lately.
+`generator.py bad` sends one order that is wrong, as a shop with a mistake in it would, and ends.
 """
 
 import os
@@ -84,8 +85,11 @@ class Shop:
         """Finish the current tick, flush and end (SIGTERM, SIGINT)."""
         self.stopping.set()
 
-    def serializer(self):
-        """JSON serializer with the registered schema; waits until registry and subject answer. None when stopped."""
+    def serializer(self, validate: bool = True):
+        """JSON serializer with the registered schema; waits until registry and subject answer. None when stopped.
+
+        Without `validate` it takes what does not fit the schema.
+        """
         from confluent_kafka.schema_registry import SchemaRegistryClient
         from confluent_kafka.schema_registry.json_schema import JSONSerializer
 
@@ -94,21 +98,18 @@ class Shop:
         while not self.stopping.is_set():
             try:
                 schema = registry.get_latest_version(subject).schema
-                return JSONSerializer(schema, registry, conf={"auto.register.schemas": False, "use.latest.version": True})
+                conf = {"auto.register.schemas": False, "use.latest.version": True, "validate": validate}
+                return JSONSerializer(schema, registry, conf=conf)
             except Exception as error:  # whatever is wrong, it may be right in a moment
                 print(f"waiting for schema {subject} at {self.registry_url}: {error}", flush=True)
                 self.stopping.wait(RETRY_SECONDS)
         return None
 
-    def run(self, interval: float, seed: int) -> None:
-        """Send until stopped. The first records wait in the producer's queue until broker and topic answer."""
+    def producer(self):
+        """What sends the orders."""
         from confluent_kafka import Producer
-        from confluent_kafka.serialization import MessageField, SerializationContext
 
-        serialize = self.serializer()
-        if serialize is None:
-            return
-        producer = Producer(
+        return Producer(
             {
                 "bootstrap.servers": self.bootstrap_servers,
                 "acks": "all",
@@ -120,6 +121,32 @@ class Shop:
                 "client.id": "orders-generator",
             }
         )
+
+    def send_bad(self, interval: float, seed: int) -> int:
+        """Send one order of no thing at all; exit code 0 when it was acknowledged."""
+        from confluent_kafka.serialization import MessageField, SerializationContext
+
+        tick = int(time.time() / interval)
+        now = {"status": "placed", "updated_at": _iso(tick * interval)}
+        wrong = order(tick, interval, seed) | now | {"order_id": f"bad-{tick}", "quantity": 0}
+        producer = self.producer()
+        value = self.serializer(validate=False)(wrong, SerializationContext(self.topic, MessageField.VALUE))
+        failures = []
+        producer.produce(self.topic, key=wrong["order_id"], value=value, on_delivery=lambda error, _: error and failures.append(error))
+        if producer.flush(10) or failures:
+            print(f"not delivered: {failures or 'no broker answers'}")
+            return 1
+        print(f"sent {wrong['order_id']} with quantity 0")
+        return 0
+
+    def run(self, interval: float, seed: int) -> None:
+        """Send until stopped. The first records wait in the producer's queue until broker and topic answer."""
+        from confluent_kafka.serialization import MessageField, SerializationContext
+
+        serialize = self.serializer()
+        if serialize is None:
+            return
+        producer = self.producer()
         context = SerializationContext(self.topic, MessageField.VALUE)
         print(f"an order every {interval:g} s to {self.topic}", flush=True)
         tick = int(time.time() / interval)
@@ -160,10 +187,13 @@ def main() -> int:
     interval = float(os.environ.get("INTERVAL_SECONDS", "1"))
     if sys.argv[1:] == ["health"]:
         return health(max(15.0, 3 * interval))
+    seed = int(os.environ.get("SEED", "1"))
     shop = Shop(os.environ["BOOTSTRAP_SERVERS"], os.environ["SCHEMA_REGISTRY_URL"], os.environ["TOPIC"])
     signal.signal(signal.SIGTERM, shop.stop)
     signal.signal(signal.SIGINT, shop.stop)
-    shop.run(interval, int(os.environ.get("SEED", "1")))
+    if sys.argv[1:] == ["bad"]:
+        return shop.send_bad(interval, seed)
+    shop.run(interval, seed)
     return 0
 
 

@@ -81,10 +81,10 @@ def from_json(text: str, name: str):
     return found
 
 
-def take_away(cluster: Cluster, folder: Path, empty: Path, undo: str, subjects: tuple[str, ...] = ()) -> None:
-    """Removes all that a pipeline made, of whichever earlier run: as a user does, by applying its folder emptied (made in `empty`).
+def take_away(cluster: Cluster, folder: Path, empty: Path, undo: str) -> None:
+    """Removes what a pipeline made, of whichever earlier run: as a user does, by applying its folder emptied (made in `empty`).
 
-    `undo`: SQL that drops what its own SQL made. `subjects`: prefixes of those in the registry that its connectors made.
+    `undo`: SQL that drops what its own SQL made.
     """
     from venice.connect import Connect
     from venice.kafka import Kafka
@@ -103,10 +103,7 @@ def take_away(cluster: Cluster, folder: Path, empty: Path, undo: str, subjects: 
             connect.delete(name)
     if left := {part.topic for part in kafka.partitions()} & set(made["topic"]):
         kafka.delete(left)
-    for subject in registry.subjects(deleted=True):
-        if subject in made["schema"] or (subjects and subject.startswith(subjects)):
-            if subject in registry.subjects():
-                registry.delete(subject)
-            registry.delete(subject, permanent=True)
+    for subject in set(registry.subjects()) & set(made["schema"]):
+        registry.delete(subject)
     sql(cluster, undo)
     sql(cluster, f"DELETE FROM venice_pipelines.sql WHERE pipeline = '{folder.name}'")  # noqa: S608 (a folder of this project)

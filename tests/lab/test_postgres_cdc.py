@@ -4,7 +4,7 @@
 import pytest
 from confluent_kafka import Producer
 
-from tests.lab.support import sql, take_away, venice, wait_until
+from tests.lab.support import from_json, sql, take_away, venice, wait_until
 from venice import paths
 from venice.connect import Connect
 from venice.kafka import Kafka
@@ -27,7 +27,7 @@ def applied(deployed, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
 
     def away():
-        take_away(deployed, FOLDER, empty, UNDO, ("customers-", "__debezium-heartbeat.postgres_cdc-"))
+        take_away(deployed, FOLDER, empty, UNDO)
         drop_slot(deployed)
 
     away()
@@ -75,6 +75,18 @@ def test_inserts_updates_and_deletes_reach_the_copy(applied):
     change(applied, "UPDATE customers SET credit = 99.99 WHERE name = 'Ada'; DELETE FROM customers WHERE name = 'Bob'")
     same(applied)
     assert sql(applied, "SELECT count(*), max(length(notes)), max(credit) FROM customers_copy") == "2|32000|99.99"
+
+
+def test_any_client_can_read_the_topic(applied):
+    """The connector writes as Confluent's serializers do: Avro, the schema's id before it, key and value."""
+    lines = venice("topics", "show", "customers", "-i", "lab", "-n", "1", "-o", "json").splitlines()
+    [record] = [from_json(line, "topics-show") for line in lines]
+    assert (record["key_format"], record["key"]) == ("avro", {"id": 2})  # Bob was the last: deleted
+    assert record["value"] is None
+    lines = venice("topics", "show", "customers", "-i", "lab", "-n", "3", "--from-beginning", "-o", "json").splitlines()
+    ada, bob, _ = [from_json(line, "topics-show") for line in lines]
+    assert (ada["value_format"], ada["value_schema"]["subject"]) == ("avro", "customers-value")
+    assert (ada["value"]["name"], ada["value"]["credit"], bob["value"]["name"]) == ("Ada", "12.30", "Bob")
 
 
 def test_a_new_column_comes_along(applied):
