@@ -1,7 +1,8 @@
 """`venice apply` and `venice diff`: pipelines by name or folder, compared, applied, recorded."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,36 +56,45 @@ def apply(chosen: Chosen, plans: Plans, listener: runner.Listener, report: Calla
     """
     cluster = chosen.cluster
     record = Record.start("apply", cluster.name, chosen.inventory, None, [])
-    began = time.monotonic()
-    done: list[Change] = []
-    by_line = {str(change): change for change in plans.changes}
+    changes = {str(change): change for change in plans.changes}
 
     def note(line: str) -> None:
-        if line in by_line:
-            done.append(by_line[line])
+        if line in changes:
+            record.differences.append(difference(cluster.name, changes[line]))
         report(line)
 
-    try:
-        with runner.alone(cluster.state_dir, "apply"):
-            record.save(cluster.state_dir)
-            plans.apply(note)
-            plans.record(record.user)
-    except (VeniceError, KeyboardInterrupt) as error:
-        wrong = isinstance(error, VeniceError)
-        record.outcome, record.exit_code = ("failed", error.exit_code) if wrong else ("interrupted", runner.INTERRUPTED)
-        record.failures = [{"host": cluster.name, "task": "Apply the pipelines", "msg": str(error)}]
-        raise
-    finally:
-        record.seconds = round(time.monotonic() - began, 1)
-        record.differences = [difference(cluster.name, change) for change in done]
-        if record.exit_code is None:
-            record.outcome, record.exit_code = ("changed" if done else "unchanged"), 0
-        record.save(cluster.state_dir)
+    with _recorded(cluster, record):
+        plans.apply(note)
+        plans.record(record.user)
     if plans.with_producers:
         prune = any(kind == "producer" for plan in plans.all for kind, _ in plan.removed)
         extra = chosen.extra | {"venice_apply": plans.with_producers, "venice_apply_prune": prune}
         runner.run("apply", "apply", runner.Options(chosen.inventory), cluster, listener, extra, record)
+    if record.exit_code == 0 and any(plan.removals for plan in plans.all):
+        with _recorded(cluster, record):
+            plans.remove(note)
+            plans.record(record.user, removed=True)
     return record
+
+
+@contextmanager
+def _recorded(cluster: Cluster, record: Record) -> Iterator[None]:
+    """Part of a run: alone on the cluster, its outcome and duration in the record, whatever happens."""
+    with runner.alone(cluster.state_dir, record.command):
+        began = time.monotonic()
+        record.save(cluster.state_dir)
+        try:
+            yield
+        except (VeniceError, KeyboardInterrupt) as error:
+            failed = isinstance(error, VeniceError)
+            record.outcome, record.exit_code = ("failed", error.exit_code) if failed else ("interrupted", runner.INTERRUPTED)
+            record.failures.append({"host": cluster.name, "task": "Apply the pipelines", "msg": str(error)})
+            raise
+        else:
+            record.outcome, record.exit_code = ("changed" if record.differences else "unchanged"), 0
+        finally:
+            record.seconds = round(record.seconds + time.monotonic() - began, 1)
+            record.save(cluster.state_dir)
 
 
 def difference(cluster: str, change: Change) -> dict[str, Any]:

@@ -191,6 +191,8 @@ def apply(cluster, folder: Path, prune: bool = False) -> list[str]:
     plans = prepare(cluster, [folder], prune=prune)
     plans.apply(lines.append)
     plans.record("me")
+    plans.remove(lines.append)
+    plans.record("me", removed=True)
     return [line.split(" (")[0] for line in lines]
 
 

@@ -1,7 +1,7 @@
 """What it takes to make a cluster what pipelines say: compared and checked before anything is changed, then carried out in order.
 
 Order: topics, schemas, SQL, connectors; producers are containers, so Ansible makes them (`Plan.producers`). What `prune`
-removes goes the other way round, after all else.
+removes goes last, when the producers are gone.
 """
 
 import json
@@ -105,7 +105,7 @@ class Plans:
         return [p.pipeline.name for p in self.all if p.producers or any(kind == "producer" for kind, _ in p.removed)]
 
     def apply(self, report: Report = lambda line: None) -> None:
-        """Make all changes but the producers', and wait until each connector and every task of theirs runs.
+        """Make all changes but the producers' and the removals, and wait until each connector and every task of theirs runs.
 
         VeniceError names the pipeline, file and line; what was made until then stays, what comes after was not begun.
         """
@@ -119,6 +119,10 @@ class Plans:
             except VeniceError as error:
                 error.message = f"pipeline {plan.pipeline.name}: {error.message}"
                 raise
+
+    def remove(self, report: Report = lambda line: None) -> None:
+        """Remove what is to go; the producers are gone by then, so that nobody writes to what is removed."""
+        for plan in self.all:
             for step in plan.removals:
                 step.run(plan.pipeline.folder)
                 report(str(step.change))
@@ -131,15 +135,18 @@ class Plans:
 
         wait_running(self.cluster, Connect.of(self.cluster), list(plan.wanted.connectors), since, report)
 
-    def record(self, by: str) -> None:
-        """Keep in the cluster what was applied, where it is new; nowhere when the inventory has no Kafka."""
+    def record(self, by: str, removed: bool = False) -> None:
+        """Keep in the cluster what was applied, where it is new; nowhere when the inventory has no Kafka.
+
+        `removed`: whether what is to go is gone.
+        """
         if not self.cluster.groups.get("kafka"):
             return
         replication = int(self.cluster.pipeline_vars["replication_factor"])
         for plan in self.all:
             resources = {kind: list(plan.wanted.resources[kind]) for kind in KINDS}
             for kind, name in plan.left:
-                if (kind, name) not in plan.removed:
+                if not removed or (kind, name) not in plan.removed:
                     resources[kind].append(name)
             before = plan.before
             if before and before.digest == plan.digest and before.resources == resources and not plan.changes:
