@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import sys
 import time
 
@@ -11,6 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from venice import paths
+from venice.cluster import Cluster
 from venice.errors import InputError
 from venice.pipeline import config_differences, digest, load, masked, producers, with_sink_defaults
 
@@ -256,6 +258,17 @@ def test_every_key_has_a_description_and_an_example():
         assert key.get("examples"), place
         for example in key["examples"]:
             Draft202012Validator(key).validate(example)
+
+
+def test_pipelines_beside_the_inventory_are_no_inventory(tmp_path):
+    """Ansible reads a folder's files as inventories, each a mistake that it would not skip."""
+    shutil.copytree(paths.resource("inventory") / "single", tmp_path / "mine", ignore=shutil.ignore_patterns(".venice"))
+    made = tmp_path / "mine" / "pipelines" / "own"
+    made.mkdir(parents=True)
+    folder(made, "producers: [{name: own, script: p.py}]", **{"p.py": "import os, time", "c.json": '{"name": "x"}'})
+    cluster = Cluster.load(tmp_path / "mine", {"venice_pipelines": ["own"]})
+    assert made in cluster.pipelines
+    assert [p["name"] for p in cluster.raw_vars("lab-1")["venice_producers"]] == ["producer-own"]
 
 
 # ---- the sample producer
