@@ -356,6 +356,11 @@ class DockerHost:
                 owner.transport()
                 self.ssh_client = owner._client
 
+            def get_connection(self, url: str, proxies: Any = None) -> Any:
+                """One pool for all requests. The SDK's own has one for each address that was asked for, and so an SSH
+                session for each: a host with ten containers then has more than sshd allows (MaxSessions 10)."""
+                return super().get_connection("http+docker://ssh", proxies)
+
         with self.asking():
             # an address is asked for, and never connected to: requests go to the adapter mounted below
             client = docker.DockerClient(base_url="unix://", version="1.41", timeout=COMMAND_SECONDS)
@@ -377,7 +382,7 @@ class DockerHost:
             raise VeniceError(f"{self.name}: {error.explanation}", "`venice status` shows what runs there") from error
         except docker.errors.APIError as error:
             raise VeniceError(f"{self.name}: Docker says: {error.explanation or error}") from error
-        except (docker.errors.DockerException, requests.RequestException) as error:
+        except (docker.errors.DockerException, requests.RequestException, paramiko.SSHException) as error:
             raise UnreachableError(
                 f"{self.name}: its Docker engine does not answer ({self._docker_says(error)})",
                 "`venice deploy` installs and starts it, and puts the SSH user into the docker group",

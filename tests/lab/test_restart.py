@@ -17,6 +17,8 @@ from confluent_kafka.admin import AdminClient
 from tests.lab.support import HOSTS, ROOT, VENICE, from_json, starts, status, venice, wait_until
 from venice import lab as machines
 from venice.cluster import Cluster
+from venice.errors import VeniceError
+from venice.hosts import DockerHost
 from venice.kafka import Kafka
 from venice.specs import TopicSpec
 
@@ -135,6 +137,14 @@ def test_nothing_named_and_wrong_names_stop_nothing(deployed):
     assert "did you mean connect?" in venice("restart", "-i", "lab", "kafka", "konnect", expect=2)
     assert "it runs on lab-3" in venice("restart", "-i", "lab", "postgres@lab-1", expect=2)
     assert starts(deployed) == before
+
+
+def test_many_questions_to_one_host_need_one_session(deployed):
+    """Its SSH server allows ten; a host may have more containers."""
+    with DockerHost(deployed.hosts["lab-1"]) as host:
+        for number in range(15):
+            with pytest.raises(VeniceError, match="No such container"):
+                host.logs(f"nobody-{number}")
 
 
 def test_status_says_what_its_schema_promises_and_can_be_watched(deployed):
