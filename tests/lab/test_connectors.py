@@ -181,8 +181,8 @@ def test_what_is_wrong_is_refused_and_nothing_is_made(readings, latest):
         (["conntest_x", "--topic", "conntest_reading", "--key", "sensor"], f"did you mean {TOPIC}?"),
         (["conntest_x", "--topic", TOPIC, "--table", "conntest_taken", "--key", "sensor"], "exists and has no primary key"),
         (["conntest_latest", "--topic", TOPIC], "conntest_latest exists already"),
-        (["conntest_x", "--topic", TOPIC, "--set", "tasks.max=many"], "tasks.max = many: Not a number"),
-        (["conntest_x", "--topic", TOPIC, "--set", "insert.mod=upsert"], "did you mean insert.mode?"),
+        (["conntest_x", "--topic", TOPIC, "--table", "conntest_x", "--set", "tasks.max=many"], "tasks.max = many: Not a number"),
+        (["conntest_x", "--topic", TOPIC, "--table", "conntest_x", "--set", "insert.mod=upsert"], "did you mean insert.mode?"),
         (["conntest_x", "--set", "connector.class=FileStreamSource"], "topic = (not given): Missing required configuration"),
         ([], "no terminal"),
     ):
