@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
@@ -209,13 +210,25 @@ class Connect:
             raise VeniceError(f"Kafka Connect: {method} {path}: {_message(answer)}")
         return answer.json() if answer.content else None
 
+    def _each(self, path: str) -> Iterator[Any]:
+        """What each worker that answers says."""
+        for url in self.urls:
+            with suppress(httpx.HTTPError):
+                answer = self._http.get(url + path)
+                if not answer.is_error:
+                    yield answer.json()
+
     def wait_ready(self, seconds: float) -> None:
         """Return once a worker answers and can take connectors; UnreachableError after `seconds`."""
         self._json("GET", "/connectors", timeout=seconds)
 
     def connectors(self) -> dict[str, Connector]:
         """All connectors by name, with tasks and configuration."""
-        answer = self._json("GET", "/connectors?expand=status&expand=info")
+        path = "/connectors?expand=status&expand=info"
+        answer = self._json("GET", path)
+        if not answer:
+            # a worker that has not read the cluster's state yet says that there are none: the others are asked too
+            answer = next((found for found in self._each(path) if found), {})
         return {
             name: self._known(_connector(parts["status"], parts.get("info", {}).get("config", {})))
             for name, parts in sorted(answer.items())

@@ -88,6 +88,13 @@ def test_no_worker_at_all_is_unreachable_and_names_each(monkeypatch):
     assert "venice up" in error.value.remedy
 
 
+def test_a_worker_that_has_not_read_the_state_yet_is_not_believed():
+    found = connect(lambda request: listing() if request.url.host == "10.0.0.1" else listing(one()))
+    assert list(found.connectors()) == ["sink"]
+    assert connect(lambda request: listing()).connectors() == {}
+    assert connect(lambda request: listing(), down=(B,)).connectors() == {}
+
+
 def test_an_unknown_connector_names_near_ones():
     with pytest.raises(InputError) as error:
         connectors.known(connect(lambda request: listing(one("orders_table"), one("zebra"))), "order_table")
