@@ -19,6 +19,8 @@ _CONNECT_SECONDS = 1.5
 _POLL_SECONDS = 0.25
 # Connect validates a configuration before it answers (a JDBC one loads its driver), and refuses while workers rebalance
 _PUT_SECONDS = 30.0
+# a running connector without any task for this long has lost its tasks' states, or has none to run
+_LOST_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -338,6 +340,7 @@ class Connect:
         VeniceError with the root cause as soon as one has failed, or with their states after `seconds`.
         """
         deadline = time.monotonic() + seconds
+        lost = time.monotonic() + _LOST_SECONDS
         waiting = list(names)
         states: dict[str, str] = {}
         while waiting:
@@ -352,6 +355,9 @@ class Connect:
                     report(str(connector))
                     waiting.remove(name)
                 states[name] = str(connector) if connector else f"{name} not assigned to a worker yet"
+                if connector and connector.state == "RUNNING" and not connector.tasks and time.monotonic() > lost:
+                    self._restart_tasks(name)
+                    lost = time.monotonic() + _LOST_SECONDS
             if waiting and time.monotonic() > deadline:
                 raise VeniceError(
                     f"not running after {seconds:g} s: {'; '.join(states[name] for name in waiting)}",
@@ -359,6 +365,15 @@ class Connect:
                 )
             if waiting:
                 time.sleep(_POLL_SECONDS)
+
+    def _restart_tasks(self, name: str) -> None:
+        """Start a connector's tasks anew, one by one.
+
+        A worker that stops may erase the states of its tasks after the next worker has written them; the tasks run then, and
+        nobody says so. A restart of the whole connector would take only tasks that have a state.
+        """
+        for task in self._json("GET", f"/connectors/{quote(name, safe='')}/tasks"):
+            self._json("POST", f"/connectors/{quote(name, safe='')}/tasks/{task['id']['task']}/restart", timeout=_PUT_SECONDS)
 
 
 def _connector(status: dict[str, Any], config: dict[str, str]) -> Connector:
