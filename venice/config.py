@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from venice import selection
 from venice.cluster import Cluster
 from venice.errors import InputError
-from venice.pipeline import masked
+from venice.masking import masked
 
 _MASK = "********"
 _SETTING = re.compile(r"(?P<key>\s*[\w.-]+)(?P<equals>\s*[=:]\s*)(?P<value>\S.*)")

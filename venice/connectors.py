@@ -14,6 +14,7 @@ from venice import pipeline, sinks
 from venice.connect import Connect, Connector, Plugin, Verdict, Worker
 from venice.errors import InputError, UnreachableError, VeniceError
 from venice.kafka import Kafka
+from venice.masking import masked
 from venice.pipeline.running import wait_running
 from venice.postgres import Postgres
 from venice.registry import Registry
@@ -137,7 +138,7 @@ def known(connect: Connect, name: str) -> Connector:
 
 def shown(config: Mapping[str, str]) -> dict[str, str]:
     """A configuration fit to be shown, its keys in order."""
-    return {key: pipeline.masked(key, value) or "" for key, value in sorted(config.items())}
+    return {key: masked(key, value) or "" for key, value in sorted(config.items())}
 
 
 def _row(connect: Connect, connector: Connector, workers: list[Worker]) -> Row:
@@ -373,7 +374,7 @@ def check(cluster: Any, name: str, config: Mapping[str, str], by_hand: tuple[str
     secret = {verdict.option.name for verdict in verdicts if verdict.option.secret}
     lines = []
     for option, messages in problems(verdicts).items():
-        value = "********" if option in secret and config.get(option) else pipeline.masked(option, config.get(option))
+        value = "********" if option in secret and config.get(option) else masked(option, config.get(option))
         shown_value = "(not given)" if value is None else value
         lines += [f"{option} = {shown_value}: {message}" for message in messages]
     lines += misspelt(by_hand, [verdict.option.name for verdict in verdicts])
@@ -414,9 +415,7 @@ def refuse_existing(connect: Connect, name: str) -> None:
 def plain_secrets(config: Mapping[str, str], secret: set[str] = frozenset()) -> list[str]:
     """Options that hold a password in plain text; `secret`: those that the plugin says are one."""
     return sorted(
-        key
-        for key, value in config.items()
-        if value and (pipeline.masked(key, value) != value or (key in secret and not value.startswith("${")))
+        key for key, value in config.items() if value and (masked(key, value) != value or (key in secret and not value.startswith("${")))
     )
 
 

@@ -95,3 +95,13 @@ def _forms(value: str) -> set[str]:
     # a short one is part of many words that are none
     edge = ("(?<![A-Za-z0-9])", "(?![A-Za-z0-9])") if len(value) < 8 else ("", "")
     return {f"{edge[0]}{re.escape(form)}{edge[1]}" for form in written}
+
+
+_PLAIN = Masker(())
+
+
+def masked(name: str, value: str | None) -> str | None:
+    """A setting's value fit to be shown: secrets hidden, references to a config provider left readable; None stays None."""
+    if value is None or _HARMLESS.fullmatch(value.strip()):
+        return value
+    return MASK if is_secret(name, value) else _PLAIN.text(value)

@@ -12,6 +12,7 @@ import questionary
 from venice import connectors, pipeline, sinks
 from venice.connect import Connect, Option, Plugin, Verdict
 from venice.errors import InputError
+from venice.masking import masked
 from venice.terminal import on_terminal
 
 _TABLE, _PLUGIN = "a PostgreSQL table from a topic", "another plugin"
@@ -43,7 +44,7 @@ def summary(wanted: connectors.Wanted) -> None:
     """Show what would be made: the configuration without secrets, and what is to be known of it."""
     click.echo(f"\nconnector {wanted.name}")
     for key, value in wanted.document["config"].items():
-        click.echo(f"  {key} = {pipeline.masked(key, value) if key not in wanted.secret else '********'}")
+        click.echo(f"  {key} = {masked(key, value) if key not in wanted.secret else '********'}")
     for note in wanted.notes:
         click.echo(f"  note: {note}")
     click.echo()

@@ -14,7 +14,8 @@ from jsonschema import Draft202012Validator
 from venice import paths
 from venice.cluster import Cluster
 from venice.errors import InputError
-from venice.pipeline import config_differences, digest, load, masked, producers, with_sink_defaults
+from venice.masking import masked
+from venice.pipeline import config_differences, digest, load, producers, with_sink_defaults
 
 VARIABLES = {
     "bootstrap_servers": "a:9092",

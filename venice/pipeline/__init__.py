@@ -3,9 +3,8 @@
 Loading this loads no client of any service: every command that makes the model of a cluster does it.
 """
 
-from venice.pipeline.connectors import ConnectorFile, dead_letter_topic, replaced, with_sink_defaults
+from venice.pipeline.connectors import ConnectorFile, config_differences, dead_letter_topic, replaced, with_sink_defaults
 from venice.pipeline.files import FILE, digest, load, producers
-from venice.pipeline.masks import config_differences, masked
 from venice.pipeline.model import Change, Pipeline, Producer, Schema, Sql
 
 __all__ = [
@@ -20,7 +19,6 @@ __all__ = [
     "dead_letter_topic",
     "digest",
     "load",
-    "masked",
     "producers",
     "replaced",
     "with_sink_defaults",

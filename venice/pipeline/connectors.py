@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from venice.errors import InputError
-from venice.specs import TopicSpec
+from venice.masking import masked
+from venice.specs import Difference, TopicSpec
 
 # ${name}; not ${file:...} and the like, which Connect resolves itself, and not $${name}, which stands for ${name}
 _VARIABLE = re.compile(r"(?P<escape>\$?)\$\{(?P<name>[A-Za-z_]\w*)\}")
@@ -91,3 +92,14 @@ def _walk(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, list):
         return [_walk(item, change) for item in value]
     return change(value) if isinstance(value, str) else value
+
+
+def config_differences(current: dict[str, str] | None, desired: dict[str, str]) -> tuple[Difference, ...]:
+    """Keys that differ, in order, values masked. Connect's own `name` key is no difference."""
+    now = {key: value for key, value in (current or {}).items() if key != "name"}
+    wanted = {key: value for key, value in desired.items() if key != "name"}
+    return tuple(
+        Difference(key, masked(key, now.get(key)), masked(key, wanted.get(key)) or "")
+        for key in sorted(now.keys() | wanted.keys())
+        if now.get(key) != wanted.get(key)
+    )

@@ -15,11 +15,10 @@ from typing import Any
 from venice import __version__
 from venice.errors import InputError, VeniceError
 from venice.pipeline.applied import KINDS, Applied, write
-from venice.pipeline.connectors import line_with
+from venice.pipeline.connectors import config_differences, line_with
 from venice.pipeline.engines import ENGINES, Statements, forget
 from venice.pipeline.files import digest, load
 from venice.pipeline.look import Look, Stored, Wanted, kafka_of, producer_differences, topic_differences
-from venice.pipeline.masks import config_differences
 from venice.pipeline.model import Change, Pipeline, Schema
 from venice.specs import Difference, TopicSpec
 
