@@ -106,4 +106,5 @@ def take_away(cluster: Cluster, folder: Path, empty: Path, undo: str) -> None:
     for subject in set(registry.subjects()) & set(made["schema"]):
         registry.delete(subject)
     sql(cluster, undo)
-    sql(cluster, f"DELETE FROM venice_pipelines.sql WHERE pipeline = '{folder.name}'")  # noqa: S608 (a folder of this project)
+    if sql(cluster, "SELECT to_regclass('venice_pipelines.sql')"):  # a new database has none until SQL is applied
+        sql(cluster, f"DELETE FROM venice_pipelines.sql WHERE pipeline = '{folder.name}'")  # noqa: S608 (a folder of this project)
