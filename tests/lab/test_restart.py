@@ -12,7 +12,6 @@ from pathlib import Path
 import pexpect
 import pytest
 from confluent_kafka import Consumer, Producer
-from confluent_kafka.admin import AdminClient
 
 from tests.lab.support import HOSTS, ROOT, VENICE, from_json, starts, status, venice, wait_until
 from venice import lab as machines
@@ -29,7 +28,7 @@ TOPIC = "restart.records"
 def topic(deployed: Cluster):
     Kafka.of(deployed).ensure_topics([TopicSpec(name=TOPIC, partitions=3)], default_replication=3)
     yield TOPIC
-    AdminClient({"bootstrap.servers": deployed.bootstrap_servers}).delete_topics([TOPIC])[TOPIC].result(20)
+    Kafka.of(deployed).delete([TOPIC])
 
 
 def changed(cluster: Cluster, before: dict) -> set[tuple[str, str]]:
