@@ -287,16 +287,15 @@ def _checked(cluster: Cluster, place: Path, folder: Path, source: Source | None,
         for file in _files(found):
             if not file.resolve().is_relative_to(folder.resolve()):
                 raise InputError(f"{folder}: {file} is outside of the pipeline's folder", "put it inside")
-        outcome.warnings += [
-            f"{folder.name} has {part}, but {needed} has no hosts: venice install {needed} --hosts ..."
-            for part, needed in _PARTS
-            if getattr(found, part) and not cluster.groups.get(needed)
-        ]
+        missing = [(part, needed) for part, needed in _PARTS if getattr(found, part) and not cluster.groups.get(needed)]
+        for part, needed in missing:
+            outcome.warnings.append(f"{folder.name} has {part}, but {needed} has no hosts: venice install {needed} --hosts ...")
         for connector in found.connectors:
             connector.load(cluster.pipeline_vars)
         others = [name for name in cluster.var(next(iter(cluster.hosts)), "venice_pipelines") if name != folder.name]
         findings = _new_findings(cluster, Cluster.load(place, {"venice_pipelines": [*others, str(folder.resolve())]}))
-        if findings:
+        # what else does not fit may be due to what is missing: it is told once that is there
+        if findings and not missing:
             raise InputError(_listed(f"with {folder.name} the inventory would be wrong; nothing was written", findings))
     except InputError as error:
         if source:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -176,12 +176,7 @@ class Kafka:
         answers = self.admin.delete_topics(sorted(names), operation_timeout=self.timeout, request_timeout=self.timeout)
         for name, answer in answers.items():
             with self.asking(f"topic {name}"):
-                try:
-                    answer.result(2 * self.timeout)
-                except KafkaException as error:
-                    # the client sends a request again whose answer was lost with its connection
-                    if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                        raise
+                answer.result(2 * self.timeout)
         self._wait_for(names, False)
 
     def _wait_for(self, topics: set[str], there: bool) -> None:
