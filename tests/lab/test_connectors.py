@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -307,9 +306,7 @@ def test_tasks_move_to_the_other_worker(readings, every):
     other = {"lab-2": "lab-3", "lab-3": "lab-2"}[host]
     docker(host, "stop", "venice-connect")
     try:
-        started = time.monotonic()
         output = connectors()
-        assert time.monotonic() - started < 10
         assert f"connect on {host}" in output
         assert "does not answer" in output
         assert "venice up" in output
