@@ -12,7 +12,7 @@ MASK = "********"
 # names of settings whose values are nobody's business; `key.converter` and `record_key` are none
 _WORDS = (
     r"passw|passphrase|pass$|pwd|secret|token|credential|jaas|auth\.user\.info",
-    r"(?:api|access|private|auth|account|sas|encryption)[._-]?key|[._-]key$|^key$",
+    r"(?:api|access|private|auth|account|sas|encryption)[._-]?key|[._-]key$",
 )
 SECRET_NAME = re.compile("|".join(_WORDS), re.IGNORECASE)
 # a reference to a secret tells where it is kept, not what it is; the others say that there is none

@@ -99,3 +99,9 @@ def test_references_and_nothing_are_no_secrets():
 def test_masking_takes_time_in_proportion_to_the_text(part):
     """Half a megabyte of anything; a pattern that backtracks would take minutes."""
     Masker(["a" * 32]).text(part * (500_000 // len(part)))
+
+
+def test_a_record_s_key_is_no_secret():
+    """Nor is a line of a program's text that begins with the word."""
+    assert not is_secret("Key", "the vehicle's id")
+    assert is_secret("api_key", "hunter2hunter2")
