@@ -1,6 +1,6 @@
 """What it takes to make a cluster what pipelines say: compared and checked before anything is changed, then carried out in order.
 
-Order: topics, schemas, SQL, connectors; producers are containers, so Ansible makes them (`Plan.producers`). What `prune`
+Order: topics, schemas, SQL, connectors; producers and jobs are containers, so Ansible makes them (`Plan.programs`). What `prune`
 removes goes the other way round, after all else.
 """
 
@@ -18,13 +18,14 @@ from venice.pipeline.applied import KINDS, Applied, write
 from venice.pipeline.connectors import line_with
 from venice.pipeline.engines import ENGINES, Statements
 from venice.pipeline.files import digest, load
-from venice.pipeline.look import Look, Stored, Wanted, kafka_of, producer_differences, topic_differences
+from venice.pipeline.look import Look, Stored, Wanted, kafka_of, program_differences, topic_differences
 from venice.pipeline.masks import config_differences
 from venice.pipeline.model import Change, Pipeline, Schema
 from venice.specs import Difference, TopicSpec
 
 Report = Callable[[str], None]
-_REMOVALS = ("connector", "producer", "schema", "topic")
+PROGRAM_KINDS = ("producer", "job")
+_REMOVALS = ("connector", "producer", "job", "schema", "topic")
 _MIXING = "records of one key are then in order only before and only after it"
 
 
@@ -56,7 +57,7 @@ class Plan:
     digest: str
     before: Applied | None
     steps: list[Step] = field(default_factory=list)
-    producers: list[Change] = field(default_factory=list)
+    programs: list[Change] = field(default_factory=list)
     removals: list[Step] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
@@ -64,7 +65,7 @@ class Plan:
     @property
     def changes(self) -> list[Change]:
         """All changes, in the order in which they are made."""
-        return [step.change for step in self.steps] + self.producers + [step.change for step in self.removals]
+        return [step.change for step in self.steps] + self.programs + [step.change for step in self.removals]
 
     @property
     def removed(self) -> set[tuple[str, str]]:
@@ -99,12 +100,12 @@ class Plans:
         return [question for plan in self.all for question in plan.questions]
 
     @property
-    def with_producers(self) -> list[str]:
+    def with_programs(self) -> list[str]:
         """Pipelines whose containers have to be made, changed or removed."""
-        return [p.pipeline.name for p in self.all if p.producers or any(kind == "producer" for kind, _ in p.removed)]
+        return [p.pipeline.name for p in self.all if p.programs or any(kind in PROGRAM_KINDS for kind, _ in p.removed)]
 
     def apply(self, report: Report = lambda line: None) -> None:
-        """Make all changes but the producers', and wait until each connector and every task of theirs runs.
+        """Make all changes but those of producers and jobs, and wait until each connector and every task of theirs runs.
 
         VeniceError names the pipeline, file and line; what was made until then stays, what comes after was not begun.
         """
@@ -183,10 +184,11 @@ class Planner:
             self._sql(plan, file)
         for name, stored in self.wanted.connectors.items():
             self._connector(plan, name, stored, verify)
-        for producer in self.pipeline.producers:
-            action, differences = producer_differences(self.look, producer)
-            if differences:
-                plan.producers.append(Change("producer", producer.name, action, differences))
+        for kind, programs in (("producer", self.pipeline.producers), ("job", self.pipeline.jobs)):
+            for program in programs:
+                action, differences = program_differences(self.look, program)
+                if differences:
+                    plan.programs.append(Change(kind, program.name, action, differences))
         plan.left = self._left(plan.before)
         if prune:
             self._prune(plan)
@@ -331,7 +333,8 @@ class Planner:
             "schema": lambda: self._registry().latest(name) is not None,
             "sql": lambda: True,
             "connector": lambda: name in self.look.connectors,
-            "producer": lambda: f"venice-producer-{name}" in self.look.producers,
+            "producer": lambda: f"venice-producer-{name}" in self.look.programs,
+            "job": lambda: f"venice-spark-job-{name}" in self.look.programs,
         }
         return there[kind]()
 
@@ -339,6 +342,7 @@ class Planner:
         acts: dict[str, Callable[[str], None]] = {
             "connector": self._delete_connector,
             "producer": lambda name: None,  # the playbook removes it
+            "job": lambda name: None,
             "schema": lambda name: self._registry().delete(name) and None,
             "topic": self._delete_topic,
         }
