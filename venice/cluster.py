@@ -42,6 +42,8 @@ class Instance:
     ports: dict[str, int]
     container: str
     vars: dict[str, Any] = field(default_factory=dict)
+    idle: frozenset[str] = frozenset()
+    """Names of ports on which something listens only at times."""
 
     def endpoint(self, port: str) -> str:
         """`address:port` of the named port."""
@@ -453,7 +455,8 @@ class Cluster:
             variables = extra | {"index": number, "name": name}
             ports = self.template(host.name, description.get("ports", {}), {"instance": variables})
             ports = {key: int(port) for key, port in ports.items()}
-            yield Instance(component, name, host.name, host.address, ports, f"venice-{name}", variables)
+            idle = self.template(host.name, description.get("idle_ports", []), {"instance": variables})
+            yield Instance(component, name, host.name, host.address, ports, f"venice-{name}", variables, frozenset(idle))
 
     def _producers(self) -> list[dict[str, Any]]:
         """The producers of all pipelines, spread over the hosts of the group `producer`: what that role's instances are."""

@@ -350,6 +350,10 @@ class DockerHost:
                 owner.transport()
                 self.ssh_client = owner._client
 
+            def get_connection(self, url: str, proxies: Any = None) -> Any:
+                # Docker's has a channel for each address it ever asked, and sshd allows ten: one host has more containers
+                return super().get_connection("ssh://", proxies)
+
         with self.asking():
             # an address is asked for, and never connected to: requests go to the adapter mounted below
             client = docker.DockerClient(base_url="unix://", version="1.41", timeout=COMMAND_SECONDS)

@@ -206,7 +206,10 @@ class _Smoke:
 
     def endpoints(self) -> list[tuple[str, str, int]]:
         """Every advertised endpoint: whose it is, address, port."""
-        return [(f"{i.component} on {i.host}", i.address, port) for i in self.cluster.instances() for _, port in sorted(i.ports.items())]
+        found = self.cluster.instances()
+        return [
+            (f"{i.component} on {i.host}", i.address, port) for i in found for name, port in sorted(i.ports.items()) if name not in i.idle
+        ]
 
     def from_hosts(self) -> str:
         """Every endpoint accepts connections from every host."""

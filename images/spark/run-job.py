@@ -2,8 +2,8 @@
 
 CHECKPOINT is the job's folder; the file `job` in it tells Venice on which host the job has its state.
 
-`GET :8080/` answers 200 when the script has started queries and each of them waits for data or has finished a batch within
-the last STUCK_SECONDS; else 503. The body says it of each query. The session that the script gets from
+`GET :8080/` answers 200 when the script has started queries and each of them waits for data, or has ended a batch since it was
+started and within the last STUCK_SECONDS; else 503. The body says it of each query. The session that the script gets from
 `SparkSession.builder.getOrCreate()` is the one made here, with the cluster and the resources that Venice chose.
 """
 
@@ -50,6 +50,7 @@ class Watch:
             "batch": batch,
             "watermark": last.get("eventTime", {}).get("watermark"),
             "state": status["message"],
+            "busy": status["isTriggerActive"],
             "busy_seconds": round(now - since, 1),
         }
 
@@ -58,8 +59,14 @@ def judge(queries):
     """What is wrong, as one line; empty when nothing is."""
     if not queries:
         return "no query runs"
-    stuck = [q for q in queries if q["busy_seconds"] > STUCK_SECONDS]
-    return ", ".join(f"query {q['name'] or q['id']}: no batch has ended for {q['busy_seconds']:.0f} s: {q['state']}" for q in stuck)
+    wrong = []
+    for query in queries:
+        name, seconds = query["name"] or query["id"], query["busy_seconds"]
+        if query["busy"] and query["batch"] is None:
+            wrong.append(f"query {name}: its first batch has not ended: {query['state']}")
+        elif seconds > STUCK_SECONDS:
+            wrong.append(f"query {name}: no batch has ended for {seconds:.0f} s: {query['state']}")
+    return ", ".join(wrong)
 
 
 def serve(watch):
