@@ -7,6 +7,7 @@ started and within the last STUCK_SECONDS; else 503. The body says it of each qu
 `SparkSession.builder.getOrCreate()` is the one made here, with the cluster and the resources that Venice chose.
 """
 
+import contextlib
 import json
 import os
 import runpy
@@ -78,11 +79,12 @@ def serve(watch):
             except Exception as error:  # whatever the JVM does not answer
                 queries, wrong = [], f"the driver's JVM does not answer: {error!r}"
             body = json.dumps({"wrong": wrong, "queries": queries} if wrong else {"queries": queries}).encode()
-            self.send_response(503 if wrong else 200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # who asked has given up
+                self.send_response(503 if wrong else 200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, *_):
             """Health checks are no news."""
