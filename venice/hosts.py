@@ -351,8 +351,9 @@ class DockerHost:
                 self.ssh_client = owner._client
 
             def get_connection(self, url: str, proxies: Any = None) -> Any:
-                # Docker's has a channel for each address it ever asked, and sshd allows ten: one host has more containers
-                return super().get_connection("ssh://", proxies)
+                """One pool for all requests. The SDK's own has one for each address that was asked for, and so an SSH
+                session for each: a host with ten containers then has more than sshd allows (MaxSessions 10)."""
+                return super().get_connection("http+docker://ssh", proxies)
 
         with self.asking():
             # an address is asked for, and never connected to: requests go to the adapter mounted below

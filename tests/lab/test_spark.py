@@ -7,6 +7,7 @@ import struct
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import fastavro
 import httpx
@@ -131,8 +132,11 @@ class Transactions:
 
 
 @pytest.fixture(scope="module")
-def place(deployed: Cluster, tmp_path_factory) -> Iterator[str]:
-    """An inventory like the lab's, with Spark on its three hosts and one pipeline more; Spark and all of it are gone afterwards."""
+def place(lab: list[str], tmp_path_factory) -> Iterator[str]:
+    """The lab's brokers and registries, with Spark on all hosts and one pipeline; Spark and the pipeline are gone afterwards.
+
+    What else runs there stays as it is: it is not in this inventory, and nothing is pruned.
+    """
     folder = tmp_path_factory.mktemp("spark") / "lab"
     pipeline = folder / "pipelines" / "sparktest"
     pipeline.mkdir(parents=True)
@@ -142,14 +146,14 @@ def place(deployed: Cluster, tmp_path_factory) -> Iterator[str]:
     (pipeline / "pipeline.yml").write_text(yaml.safe_dump(PIPELINE))
     original = ROOT / "inventory" / "lab"
     hosts = yaml.safe_load((original / "hosts.yml").read_text())
-    hosts["all"]["children"]["spark"] = {"hosts": dict.fromkeys(HOSTS)}
-    hosts["all"].setdefault("vars", {})
+    children = hosts["all"]["children"]
+    hosts["all"]["children"] = {name: children[name] for name in ("kafka", "schema_registry")} | {"spark": {"hosts": dict.fromkeys(HOSTS)}}
     (folder / "hosts.yml").write_text(yaml.safe_dump(hosts))
     (folder / "group_vars").mkdir()
     for file in (original / "group_vars").iterdir():
         values = yaml.safe_load(file.read_text())
         if "venice_pipelines" in values:
-            values["venice_pipelines"].append("sparktest")
+            values["venice_pipelines"] = ["sparktest"]
         (folder / "group_vars" / file.name).write_text(yaml.safe_dump(values))
     (folder / ".venice").symlink_to((original / ".venice").resolve())
     inventory = str(folder / "hosts.yml")
@@ -159,16 +163,15 @@ def place(deployed: Cluster, tmp_path_factory) -> Iterator[str]:
     finally:
         for host in HOSTS:
             assert machines.run(host, ["sudo", "sh", "-c", REMOVE]).returncode == 0
-        Kafka.of(deployed).delete([INPUT, OUTPUT, DEAD])
+        cluster = Cluster.load(folder / "hosts.yml")
+        Kafka.of(cluster).delete([INPUT, OUTPUT, DEAD])
         for subject in (INPUT, OUTPUT):
             for permanent in ("false", "true"):
-                httpx.delete(f"{deployed.registry_urls[0]}/subjects/{subject}-value", params={"permanent": permanent})
+                httpx.delete(f"{cluster.registry_urls[0]}/subjects/{subject}-value", params={"permanent": permanent})
 
 
 @pytest.fixture(scope="module")
 def cluster(place: str) -> Cluster:
-    from pathlib import Path
-
     return Cluster.load(Path(place))
 
 
@@ -179,7 +182,8 @@ def transactions(cluster: Cluster) -> Transactions:
 
 def kill(host: str, container: str, process: str) -> None:
     """`kill -9` of the Java process of a container whose command line has `process`."""
-    script = f'for p in /proc/[0-9]*; do grep -q "^java" $p/comm && grep -q {process} $p/cmdline && kill -9 ${{p#/proc/}}; done 2>/dev/null; true'
+    matching = f'grep -q "^java" $p/comm && grep -q {process} $p/cmdline'
+    script = f"for p in /proc/[0-9]*; do {matching} && kill -9 ${{p#/proc/}}; done 2>/dev/null; true"
     done = machines.run(host, ["sudo", "docker", "exec", container, "sh", "-c", script])
     assert done.returncode == 0, done.stderr
 
