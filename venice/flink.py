@@ -1,7 +1,5 @@
 """Flink as an operator asks it: statements through the SQL gateway, and the jobs that Venice keeps running."""
 
-import hashlib
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -96,7 +94,7 @@ class Session:
         self._path = path
 
     def run(self, statement: str, seconds: float = STATEMENT_SECONDS) -> Result:
-        """Runs one statement to the end of its rows. VeniceError with the root cause; a query that has no end is cancelled after `seconds`."""
+        """Runs one statement to the end of its rows; a query that has none is cancelled after `seconds`. VeniceError with the root cause."""
         operation = self._service.ask("POST", f"{self._path}/statements", {"statement": statement})["operationHandle"]
         path = f"{self._path}/operations/{operation}"
         deadline = time.monotonic() + seconds
@@ -114,7 +112,9 @@ class Session:
 
     def _in_time(self, deadline: float, path: str, seconds: float) -> None:
         if time.monotonic() > deadline:
-            raise VeniceError(f"Flink: not done after {seconds:g} s", "an endless query belongs into a job (docs/flink.md) or into `venice sql`")
+            raise VeniceError(
+                f"Flink: not done after {seconds:g} s", "an endless query belongs into a job (docs/flink.md) or into `venice sql`"
+            )
         time.sleep(_POLL_SECONDS)
 
     def _rows(self, path: str, deadline: float, seconds: float) -> Result:
@@ -147,19 +147,14 @@ class Jobs:
         """Declared jobs by name."""
         return {found["name"]: Job(**found) for found in self._service.ask("GET", "/jobs")}
 
-    def put(self, name: str, statements: list[str]) -> Job:
+    def put(self, name: str, statements: list[str], sha256: str) -> Job:
         """Declares a job, or changes it; returns when its tasks run. VeniceError with the cause, the former job running on."""
-        body = {"statements": statements, "sha256": digest(statements)}
+        body = {"statements": statements, "sha256": sha256}
         return Job(**self._service.ask("PUT", f"/jobs/{name}", body, timeout=3 * STATEMENT_SECONDS))
 
     def delete(self, name: str) -> None:
         """Cancels a job and forgets it."""
         self._service.ask("DELETE", f"/jobs/{name}", timeout=STATEMENT_SECONDS)
-
-
-def digest(statements: list[str]) -> str:
-    """What tells a job's statements from others."""
-    return hashlib.sha256(json.dumps(statements).encode()).hexdigest()
 
 
 def _message(answer: httpx.Response) -> str:

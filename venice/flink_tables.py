@@ -21,11 +21,17 @@ _AVRO = {
     "fixed": "BYTES",
 }
 # as Flink's Avro format maps them (its documentation, "Data Type Mapping", with the default `timestamp_mapping.legacy`)
-_LOGICAL = {"timestamp-millis": "TIMESTAMP(3)", "timestamp-micros": "TIMESTAMP(6)", "date": "DATE", "time-millis": "TIME(3)", "uuid": "STRING"}
+_LOGICAL = {
+    "timestamp-millis": "TIMESTAMP(3)",
+    "timestamp-micros": "TIMESTAMP(6)",
+    "date": "DATE",
+    "time-millis": "TIME(3)",
+    "uuid": "STRING",
+}
 _JSON = {"string": "STRING", "integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN"}
 
 
-class _Unsupported(Exception):
+class _UnsupportedError(Exception):
     """A type that Flink SQL has no column for."""
 
 
@@ -98,24 +104,24 @@ def _avro_columns(record: dict[str, Any]) -> tuple[list[tuple[str, str]], list[s
     for field in record["fields"]:
         try:
             columns.append((field["name"], _avro_type(field["type"], named)))
-        except _Unsupported:
+        except _UnsupportedError:
             left_out.append(field["name"])
     return columns, left_out
 
 
 def _avro_type(kind: Any, named: dict[str, Any]) -> str:
-    """A type of Flink SQL, `NOT NULL` where Avro's has no null. Raises _Unsupported."""
+    """A type of Flink SQL, `NOT NULL` where Avro's has no null. Raises _UnsupportedError."""
     if isinstance(kind, list):
         some = [k for k in kind if k != "null"]
         if len(some) != 1:
-            raise _Unsupported
+            raise _UnsupportedError
         inner = _avro_type(some[0], named)
         return inner.removesuffix(" NOT NULL") if len(some) < len(kind) else inner
     if isinstance(kind, str):
         if kind in _AVRO:
             return f"{_AVRO[kind]} NOT NULL"
         if kind not in named:
-            raise _Unsupported
+            raise _UnsupportedError
         return _avro_type(named[kind], named)
     what = kind["type"]
     if isinstance(what, dict | list):
@@ -138,7 +144,7 @@ def _avro_type(kind: Any, named: dict[str, Any]) -> str:
         if name := kind.get("name"):
             named[name] = kind
         return f"{_AVRO[what]} NOT NULL"
-    raise _Unsupported
+    raise _UnsupportedError
 
 
 def _json_columns(document: Any) -> list[tuple[str, str]]:

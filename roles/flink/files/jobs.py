@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -35,7 +36,7 @@ ENDED = {"FAILED", "CANCELED", "FINISHED"}
 _REFERENCE = re.compile(r"\$\{file:/etc/flink/secrets\.properties:([^}]+)\}")
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What a person can mend: a wrong statement, state that does not fit, too few slots."""
 
 
@@ -44,19 +45,17 @@ def log(text: str) -> None:
 
 
 def ask(method: str, url: str, body: object = None, timeout: float = 30) -> dict:
-    """JSON of an answer; Refused with the service's own words for 4xx and 5xx, OSError when nobody answers."""
+    """JSON of an answer; RefusedError with the service's own words for 4xx and 5xx, OSError when nobody answers."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)  # noqa: S310 (addresses from the role)
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
             return json.loads(answer.read() or b"{}")
     except urllib.error.HTTPError as error:
         text = error.read().decode(errors="replace")
-        try:
+        with suppress(ValueError, KeyError, TypeError):
             text = "\n".join(map(str, json.loads(text)["errors"]))
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise Refused(root_cause(text)) from error
+        raise RefusedError(root_cause(text)) from error
 
 
 def root_cause(text: str) -> str:
@@ -174,7 +173,7 @@ class Jobs:
             return
         try:
             self.submit(job)
-        except (Refused, OSError) as error:
+        except (RefusedError, OSError) as error:
             job.error = str(error)
             log(f"{job.name}: could not be submitted: {error}")
         job.failures += 1
@@ -188,7 +187,7 @@ class Jobs:
             found = ask("GET", f"{JOBMANAGER}/jobs/{job_id}/exceptions?maxExceptions=1", timeout=5)
             entries = found.get("exceptionHistory", {}).get("entries", [])
             return root_cause(entries[0]["stacktrace"]) if entries else ""
-        except (Refused, OSError):
+        except (RefusedError, OSError):
             return ""
 
     def submit(self, job: Job) -> None:
@@ -199,38 +198,36 @@ class Jobs:
         try:
             inserts = [s for s in job.statements if re.match(r"INSERT\b", s, re.IGNORECASE)]
             if not inserts:
-                raise Refused("no INSERT among its statements: nothing would run")
+                raise RefusedError("no INSERT among its statements: nothing would run")
             for statement in job.statements:
                 if statement not in inserts:
                     self.execute(base, statement)
             one = inserts[0] if len(inserts) == 1 else "EXECUTE STATEMENT SET BEGIN\n" + ";\n".join(inserts) + ";\nEND"
             job_id = self.execute(base, one).get("jobID")
             if not job_id:
-                raise Refused("the gateway named no job")
+                raise RefusedError("the gateway named no job")
             job.ids.append(job_id)
             job.restored_from = state or ""
             job.state = "STARTING"
             job.keep()
             log(f"{job.name}: submitted as {job_id}{f' from {state}' if state else ''}")
         finally:
-            try:
+            with suppress(RefusedError, OSError):  # the gateway ends idle sessions by itself
                 ask("DELETE", base, timeout=5)
-            except (Refused, OSError):
-                pass  # the gateway ends idle sessions by itself
 
     def execute(self, base: str, statement: str) -> dict:
-        """Runs one statement to its end; Refused with the root cause and the statement's beginning."""
+        """Runs one statement to its end; RefusedError with the root cause and the statement's beginning."""
         text = _REFERENCE.sub(lambda match: secrets()[match[1]].replace("'", "''"), statement)
         operation = ask("POST", f"{base}/statements", {"statement": text})["operationHandle"]
         deadline = time.monotonic() + RUN_SECONDS
         while (status := ask("GET", f"{base}/operations/{operation}/status")["status"]) in ("INITIALIZED", "PENDING", "RUNNING"):
             if time.monotonic() > deadline:
-                raise Refused(f"{first_line(statement)}: not done after {RUN_SECONDS:.0f} s")
+                raise RefusedError(f"{first_line(statement)}: not done after {RUN_SECONDS:.0f} s")
             time.sleep(0.2)
         try:
             return ask("GET", f"{base}/operations/{operation}/result/0?rowFormat=JSON") | {"status": status}
-        except Refused as error:
-            raise Refused(f"{first_line(statement)}: {error}") from error
+        except RefusedError as error:
+            raise RefusedError(f"{first_line(statement)}: {error}") from error
 
     # ---- what is asked from outside -----------------------------------------------------------------------------------
 
@@ -250,7 +247,7 @@ class Jobs:
                 answer = self.wait(job)
                 job.keep()
                 return answer
-            except (Refused, OSError) as error:
+            except (RefusedError, OSError) as error:
                 self.cancel(job)
                 if before is None:
                     del self.jobs[name]
@@ -260,10 +257,10 @@ class Jobs:
                 self.jobs[name] = before
                 before.keep()
                 self.submit(before)
-                raise Refused(f"{error} (the job runs on as it was)") from error
+                raise RefusedError(f"{error} (the job runs on as it was)") from error
 
     def wait(self, job: Job) -> dict:
-        """Returns once all of its tasks run. Refused with the cause when it fails, or does not after RUN_SECONDS."""
+        """Returns once all of its tasks run. RefusedError with the cause when it fails, or does not after RUN_SECONDS."""
         deadline = time.monotonic() + RUN_SECONDS
         while True:
             found = ask("GET", f"{JOBMANAGER}/jobs/{job.ids[-1]}", timeout=5)
@@ -272,10 +269,10 @@ class Jobs:
                 job.state, job.error = "RUNNING", ""
                 return job.shown()
             if found["state"] in ENDED or found["state"] == "RESTARTING":
-                raise Refused(self.cause(job.ids[-1]) or f"the job is {found['state']}")
+                raise RefusedError(self.cause(job.ids[-1]) or f"the job is {found['state']}")
             if time.monotonic() > deadline:
                 free = ask("GET", f"{JOBMANAGER}/overview", timeout=5)
-                raise Refused(
+                raise RefusedError(
                     f"its tasks do not run after {RUN_SECONDS:.0f} s ({', '.join(sorted(set(states)))}); "
                     f"{free['slots-available']} of {free['slots-total']} slots are free"
                 )
@@ -291,11 +288,11 @@ class Jobs:
                 deadline = time.monotonic() + RUN_SECONDS
                 while (answer := ask("GET", f"{base}/savepoints/{trigger}"))["status"]["id"] != "COMPLETED":
                     if time.monotonic() > deadline:
-                        raise Refused("no savepoint in time")
+                        raise RefusedError("no savepoint in time")
                     time.sleep(0.2)
                 if location := answer["operation"].get("location"):
                     return location
-            except Refused as error:
+            except RefusedError as error:
                 log(f"{job.name}: no savepoint ({error}), cancelled instead")
             self.cancel(job)
         return job.newest_state()
@@ -308,7 +305,7 @@ class Jobs:
                 if found["state"] != "CANCELLING":
                     ask("PATCH", f"{JOBMANAGER}/jobs/{found['jid']}?mode=cancel")
             if time.monotonic() > deadline:
-                raise Refused("could not be cancelled")
+                raise RefusedError("could not be cancelled")
             time.sleep(0.2)
 
     def delete(self, name: str) -> None:
@@ -341,7 +338,7 @@ class Handler(BaseHTTPRequestHandler):
     def guarded(self, act) -> None:
         try:
             self.answer(*act())
-        except Refused as error:
+        except RefusedError as error:
             self.answer(409, {"message": str(error)})
         except OSError as error:
             self.answer(503, {"message": f"Flink does not answer: {error}"})
