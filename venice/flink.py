@@ -94,7 +94,7 @@ class Session:
         self._path = path
 
     def run(self, statement: str, seconds: float = STATEMENT_SECONDS) -> Result:
-        """Runs one statement to the end of its rows; a query that has none is cancelled after `seconds`. VeniceError with the root cause."""
+        """Runs one statement to its last row; a query that has none is cancelled after `seconds`. VeniceError with the root cause."""
         operation = self._service.ask("POST", f"{self._path}/statements", {"statement": statement})["operationHandle"]
         path = f"{self._path}/operations/{operation}"
         deadline = time.monotonic() + seconds
