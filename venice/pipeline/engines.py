@@ -208,11 +208,13 @@ class OnFlink:
             raise InputError(
                 f"{file.file}: no INSERT INTO: nothing would run", "a job writes somewhere; `venice sql -f` runs other statements"
             )
+        texts = [s.text.rstrip(";\n ") for s in statements]
         try:
-            Jobs.of(cluster).put(_job(file.pipeline, file.name), [s.text.rstrip(";\n ") for s in statements], file.sha256)
+            Jobs.of(cluster).put(_job(file.pipeline, file.name), texts, file.sha256)
         except VeniceError as error:
             # the keeper names a failing statement by its first line
-            line = next((s.line for s in statements if s.text.splitlines()[0][:80] in error.message), None)
+            named = (s.line for s, text in zip(statements, texts, strict=True) if text.splitlines()[0][:80] in error.message)
+            line = next(named, None)
             where = f"{file.file}:{line}" if line else f"{file.file}"
             error.message = f"{where}: {error.message.removeprefix('Flink: ')}"
             error.remedy = error.remedy or "correct the statement; the job is as it was"
