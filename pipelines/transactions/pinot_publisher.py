@@ -5,7 +5,8 @@ no more records can fall into: with the time up to which all partitions of INPUT
 What comes later still is not counted; neither does an event more than an hour ahead move the time on.
 
 One query gives both the time and the sums, so they are of the same records, also while a server that was restarted reads the topic
-again (only a backlog of more windows than one answer holds takes two). A partition in which nothing comes for five seconds does not hold the others back, if Pinot has all of it.
+again (only a backlog of more windows than one answer holds takes two). A partition in which nothing comes for five seconds does not
+hold the others back, if Pinot has all of it.
 
 Each window goes to TOPIC exactly once (key: window_start in milliseconds since 1970; Avro): in a transaction of Kafka's, and after
 a start it goes on behind the last one there. So TOPIC has one partition, and only one of these programs writes to it.
@@ -33,6 +34,7 @@ AHEAD = 3_600_000
 IDLE_SECONDS = 5.0
 TICK_SECONDS = 1.0
 ANSWER_SECONDS = 10.0
+SAY_SECONDS = 10.0
 # groups (a window of a segment) that one query gives; what is beyond comes with the next
 LIMIT = 50_000
 # a tmpfs or the container's own layer: a restart begins without it, hence unhealthy
@@ -289,7 +291,7 @@ def main() -> None:
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     topics = Topics(os.environ["BOOTSTRAP_SERVERS"], os.environ["SCHEMA_REGISTRY_URL"], source, target)
-    done, idleness, said = topics.start(), Idleness(), ""
+    done, idleness, said = topics.start(), Idleness(), -SAY_SECONDS
     print(f"sending windows of {source} from {done} on to {target}", flush=True)
     while not stopping.wait(TICK_SECONDS):
         try:
@@ -301,15 +303,15 @@ def main() -> None:
                 idle = {partition for partition in idle if offsets.get(partition, -1) >= ends[partition]}
             until, windows = complete(look(broker, table, done), ends, idle)
         except AwayError as error:
-            if str(error) != said:
+            # while Pinot starts, the reason changes all the time
+            if time.monotonic() - said > SAY_SECONDS:
                 print(f"waiting for Pinot: {error}", flush=True)
-            said = str(error)
+                said = time.monotonic()
             continue
         if windows:
             topics.send(windows)
             print(f"sent {len(windows)} windows up to {windows[-1].start + WINDOW}", flush=True)
         done = max(done, until or 0)
-        said = ""
         HEALTHY.write_text(f"windows are sent up to {done}")
 
 
