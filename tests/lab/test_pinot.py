@@ -67,8 +67,6 @@ def inventory(deployed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 # only what these tests add: what else runs on the lab beside its inventory is not theirs to prune
 _REMOVE = "docker rm --force {containers} > /dev/null; cd /srv/venice && rm -rf pinot* zookeeper; cd /etc/venice && rm -rf pinot* zookeeper"
-    "docker rm --force {containers} > /dev/null; rm -rf /etc/venice/pinot* /etc/venice/zookeeper /srv/venice/pinot* /srv/venice/zookeeper"
-)
 
 
 @pytest.fixture(scope="module")
