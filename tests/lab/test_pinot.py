@@ -72,13 +72,15 @@ _REMOVE = "docker rm --force {containers} > /dev/null; cd /srv/venice && rm -rf 
 @pytest.fixture(scope="module")
 def cluster(inventory: Path):
     """The cluster with Pinot; afterwards without, and without its data."""
-    venice("deploy", "-i", str(inventory))
     found = Cluster.load(inventory)
-    yield found
-    for host in found.hosts:
-        added = [i.container for c in ("pinot", "zookeeper") for i in found.instances(c) if i.host == host]
-        done = machines.run(host, ["sudo", "sh", "-c", _REMOVE.format(containers=" ".join(added))])
-        assert done.returncode == 0, done.stderr
+    try:
+        venice("deploy", "-i", str(inventory))
+        yield found
+    finally:
+        for host in found.hosts:
+            added = [i.container for c in ("pinot", "zookeeper") for i in found.instances(c) if i.host == host]
+            done = machines.run(host, ["sudo", "sh", "-c", _REMOVE.format(containers=" ".join(added))])
+            assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
