@@ -289,6 +289,7 @@ def ksql(monkeypatch):
             inventory_dir="inventory/x",
             instances=lambda c: [instance] if url else [],
             required=lambda c, p: {url: f"ksqldb on box ({url})"},
+            var=lambda host, name: ["ksql"],
         )
         monkeypatch.setattr("venice.cluster.Cluster.load", lambda path: cluster)
         monkeypatch.setattr("venice.inventory.resolve", lambda name: None)
