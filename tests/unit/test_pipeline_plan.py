@@ -128,7 +128,7 @@ class FakeEngine:
     component, stream = "postgres", False
 
     def __init__(self):
-        self.done, self.broken = {}, ""
+        self.done, self.broken, self.things = {}, "", []
 
     def differences(self, cluster, files):
         new = [f for f in files if self.done.get((f.pipeline, f.name)) != f.sha256]
@@ -138,6 +138,9 @@ class FakeEngine:
         if self.broken:
             raise VeniceError(f"{file.file}:{self.broken}")
         self.done[file.pipeline, file.name] = file.sha256
+
+    def made(self, cluster, pipeline, name):
+        return self.things
 
     def forget(self, cluster, pipeline, name):
         del self.done[pipeline, name]

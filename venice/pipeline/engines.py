@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from venice.errors import InputError, UnreachableError, VeniceError
 from venice.pipeline.connectors import replaced
-from venice.pipeline.on_ksqldb import OnKsqlDb
 from venice.pipeline.model import Pipeline
+from venice.pipeline.on_ksqldb import OnKsqlDb
 from venice.specs import Difference
 
 

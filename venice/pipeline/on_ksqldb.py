@@ -26,9 +26,7 @@ TOPIC = TopicSpec("venice.ksqldb", 1, None, {"cleanup.policy": "compact", "reten
 _ASK_SECONDS = 15.0
 _READY_SECONDS = 120.0
 _NAME = r'(`(?:[^`]|``)+`|"(?:[^"]|"")+"|\w+)'
-_CREATE = re.compile(
-    rf"CREATE\s+(OR\s+REPLACE\s+)?(?:SOURCE\s+)?(STREAM|TABLE)\s+(?:IF\s+NOT\s+EXISTS\s+)?{_NAME}", re.IGNORECASE
-)
+_CREATE = re.compile(rf"CREATE\s+(OR\s+REPLACE\s+)?(?:SOURCE\s+)?(STREAM|TABLE)\s+(?:IF\s+NOT\s+EXISTS\s+)?{_NAME}", re.IGNORECASE)
 _SPACE = re.compile(r"('[^']*'|\"[^\"]*\"|`[^`]*`)|(?:\s|--[^\n]*|/\*.*?\*/)+", re.DOTALL)
 
 
@@ -195,7 +193,9 @@ def _statements(file: "Statements") -> list[tuple[Any, dict[str, str]]]:
             continue
         if statement.is_query or re.match(r"(PRINT|SHOW|LIST|DESCRIBE|EXPLAIN)\b", statement.words):
             what = statement.words.split()[0]
-            raise InputError(f"{file.file}:{statement.line}: {what} makes nothing", "a pipeline's file makes things; `venice ksql` shows them")
+            raise InputError(
+                f"{file.file}:{statement.line}: {what} makes nothing, a pipeline's file does", "`venice ksql` shows things"
+            )
         found.append((statement, properties))
     return found
 

@@ -1,22 +1,17 @@
 -- Paid transactions in windows of three seconds of their own time, each window once, when it is closed.
--- A window closes when a paid transaction comes whose time is a second (GRACE PERIOD) or more after the window's end.
+-- A window closes when a paid transaction comes whose time is a second (the grace period) or more after the window's end.
 SET 'ksql.streams.auto.offset.reset' = 'earliest';
 
-CREATE STREAM IF NOT EXISTS transactions (
-    id STRING KEY,
-    user_id INT,
-    amount DOUBLE,
-    status STRING,
-    ts BIGINT
-) WITH (
+-- Columns are those of the topic's Avro schema.
+CREATE STREAM IF NOT EXISTS transactions (record_key STRING KEY) WITH (
     KAFKA_TOPIC = 'transactions',
     KEY_FORMAT = 'KAFKA',
     VALUE_FORMAT = 'AVRO',
-    TIMESTAMP = 'ts'
+    TIMESTAMP = 'event_time'
 );
 
--- One key for all: ksqlDB aggregates by a key only. Records have it, with their window's start behind it, as key, and no column for it.
--- Names in backticks keep their case; without them the fields of the values would be in capitals.
+-- ksqlDB aggregates by a key only, so all have the same; a record's key is that key with the window's start behind it.
+-- Names in backticks keep their case: without them the fields of the values would be in capitals.
 CREATE TABLE transactions_aggregate_ksql WITH (
     KAFKA_TOPIC = 'transactions_aggregate_ksql',
     KEY_FORMAT = 'KAFKA',
@@ -26,8 +21,8 @@ CREATE TABLE transactions_aggregate_ksql WITH (
 ) AS
 SELECT
     'paid' AS `status`,
-    WINDOWSTART AS `window_start`,
-    WINDOWEND AS `window_end`,
+    FROM_UNIXTIME(WINDOWSTART) AS `window_start`,
+    FROM_UNIXTIME(WINDOWEND) AS `window_end`,
     SUM(amount) AS `total_amount`,
     COUNT(*) AS `transactions`,
     AVG(amount) AS `avg_amount`
