@@ -339,9 +339,9 @@ def send(kafka: "Kafka", plan: Plan, progress: Callable[[int], None] = lambda ac
         except KeyboardInterrupt:
             total.interrupted = True
             clock.stopping.set()
+    now = time.time()
     for process in processes:
         process.join()
-    now = time.time()
     total.seconds = now - clock.began.value if clock.began.value else time.monotonic() - began
     if total.last is not None and not total.failures:
         with suppress(KeyboardInterrupt):
