@@ -352,7 +352,7 @@ def send(kafka: "Kafka", plan: Plan, progress: Callable[[int], None] = lambda ac
 def _add(total: Sent, part: Sent) -> None:
     total.counts.update(part.counts)
     total.sums.update(part.sums)
-    total.failures += [failure for failure in part.failures if failure not in total.failures]
+    total.failures = list(dict.fromkeys(total.failures + part.failures))
     times = [moment for moment in (total.first, total.last, part.first, part.last) if moment is not None]
     total.first, total.last = (min(times), max(times)) if times else (None, None)
 
