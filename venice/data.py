@@ -251,9 +251,11 @@ class _Sender:
         began, requested = self.clock.step.value, self.done.requested
         pace = self.plan.rate * requested / self.plan.count if self.plan.rate else None
         end = min(requested, self.sent + _STEP_RECORDS)
+        # one process after the other, not all at once
+        turn = self.number / self.plan.processes
         while self.sent < end and not self.clock.stopping.is_set():
-            now = time.time()
-            due = self.clock.began.value + self.sent / pace if pace else now
+            now = max(time.time(), began)
+            due = self.clock.began.value + (self.sent + turn) / pace if pace else now
             if max(now, due) >= began + STEP:
                 break
             if due > now:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import fastavro
 import pytest
+from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
 from venice import data, kafka, paths, registry
@@ -161,6 +162,24 @@ def test_json_is_as_documented():
         {"of": {"user_id": "1-x", "status": "failed"}, "records": 2, "sum": 20.0},
         {"of": {"user_id": "1-x", "status": "paid"}, "records": 3, "sum": 30.0},
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({}, 0), ({"failures": ["no"]}, 1), ({"requested": 6}, 1), ({"requested": 6, "interrupted": True}, 130)],
+)
+def test_the_exit_code_says_whether_it_is_all_of_it(monkeypatch, cluster, changes, code):
+    from venice import inventory
+    from venice.cli.data import command
+    from venice.cluster import Cluster
+
+    cluster.pipeline_folder = lambda name: FOLDER
+    monkeypatch.setattr(inventory, "resolve", lambda name: name)
+    monkeypatch.setattr(Cluster, "load", classmethod(lambda cls, path: cluster))
+    monkeypatch.setattr(data, "send", lambda kafka, plan, progress: progress(3) or sent(**changes))
+    done = CliRunner().invoke(command, ["transactions", "-n", "5"])
+    assert done.exit_code == code, done.output
+    assert ["1-x", "failed", "2", "20.00"] in [line.split() for line in done.output.splitlines()]
 
 
 @pytest.mark.parametrize(

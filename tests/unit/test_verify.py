@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import fastavro
 import pytest
+from click.testing import CliRunner
 
 from venice import kafka, paths, registry, verify
 from venice.errors import InputError, VeniceError
@@ -348,6 +349,30 @@ def test_an_output_that_is_no_window_is_named(cluster):
 def test_values_of_other_kinds_of_schemas_are_malformed():
     values = Values(SimpleNamespace(by_id=lambda ident: {"schema": '{"type": "object"}', "schemaType": "JSON"}))
     assert values.decode(b'\0\0\0\0\x01{"a": 1}') is None
+
+
+@pytest.fixture
+def venice(cluster, monkeypatch):
+    """Runs `venice verify transactions` on that cluster."""
+    from venice import inventory
+    from venice.cli.verify import command
+    from venice.cluster import Cluster as Model
+
+    monkeypatch.setattr(inventory, "resolve", lambda name: name)
+    monkeypatch.setattr(Model, "load", classmethod(lambda cls, path: cluster))
+    return lambda *arguments: CliRunner().invoke(command, ["transactions", *arguments])
+
+
+def test_the_command_shows_what_is_not_equal_and_its_exit_code_says_so(cluster, venice):
+    done = venice()
+    assert done.exit_code == 0, done.output
+    assert "4 records, 2 count" in done.output and "duplicate" in done.output
+    cluster.window("transactions_aggregate_flink", 4, 1, 10.0)
+    done = venice()
+    assert done.exit_code == 1
+    assert "flink 2017-07-14T02:40:12.000Z wrong: expected none; found 1 transactions, sum 10.00, average 10.00" in done.output
+    done = venice("--json")
+    assert done.exit_code == 1 and json.loads(done.output)["engines"][1]["ok"]
 
 
 def test_json_is_as_documented(cluster):
