@@ -41,7 +41,7 @@ transaction.state.log.min.isr=1
 # only the container knows its address, and brokers tell clients where they are
 START = """\
 ip=$(hostname -i)
-sed "s/IP/$ip/" /etc/kafka/server.properties > /tmp/server.properties
+sed "s/IP/$ip/g" /etc/kafka/server.properties > /tmp/server.properties
 export KAFKA_INITIAL_CONTROLLERS=1@$ip:9093:3Db5QLSqSZieL3rJBUUegA
 exec kafka-broker /tmp/server.properties
 """
