@@ -26,9 +26,12 @@ TOPIC = "restart.records"
 
 @pytest.fixture(scope="module")
 def topic(deployed: Cluster):
-    Kafka.of(deployed).ensure_topics([TopicSpec(name=TOPIC, partitions=3)], default_replication=3)
+    kafka = Kafka.of(deployed)
+    if any(part.topic == TOPIC for part in kafka.partitions()):  # of a run that was ended
+        kafka.delete([TOPIC])
+    kafka.ensure_topics([TopicSpec(name=TOPIC, partitions=3)], default_replication=3)
     yield TOPIC
-    Kafka.of(deployed).delete([TOPIC])
+    kafka.delete([TOPIC])
 
 
 def changed(cluster: Cluster, before: dict) -> set[tuple[str, str]]:
