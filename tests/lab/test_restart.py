@@ -155,12 +155,11 @@ def test_status_says_what_its_schema_promises_and_can_be_watched(deployed):
     assert "--watch needs a terminal" in venice("status", "-i", "lab", "--watch", expect=2)
     command = [*VENICE[1:], "status", "-i", "lab", "--watch", "1"]
     child = pexpect.spawn(VENICE[0], command, cwd=str(ROOT), dimensions=(50, 100), encoding="utf8", timeout=30)
-    times = []
-    for _ in range(3):
+    times: set[str] = set()
+    while len(times) < 3:  # a picture may be drawn twice; one that stands still ends in the terminal's time limit
         child.expect(r"lab at (\d\d:\d\d:\d\d), every 1 s")
-        times.append(child.match[1])
+        times.add(child.match[1])
         child.expect("venice_canary")
-    assert len(set(times)) == 3
     child.sendintr()
     child.expect(pexpect.EOF)
     child.close()
