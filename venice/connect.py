@@ -334,37 +334,44 @@ class Connect:
             for entry in answer["configs"]
         ]
 
-    def wait_running(self, names: list[str], seconds: float, report: Callable[[str], None] = lambda line: None) -> None:
-        """Return once all these connectors and every task of theirs run.
+    def wait_running(
+        self, names: list[str], seconds: float, report: Callable[[str], None] = lambda line: None, settled: float = 0.0
+    ) -> None:
+        """Return once all these connectors and every task of theirs run, and did so in every look for `settled` seconds.
 
         VeniceError with the root cause as soon as one has failed, or with their states after `seconds`.
         """
         deadline = time.monotonic() + seconds
         lost = time.monotonic() + _LOST_SECONDS
-        waiting = list(names)
-        states: dict[str, str] = {}
-        while waiting:
-            for name in list(waiting):
+        begun: float | None = None
+        reported: set[str] = set()
+        while True:
+            states: dict[str, str] = {}
+            for name in names:
                 connector = self.status(name)
                 if connector and connector.failure:
                     raise VeniceError(
                         connector.failure,
                         f"correct it and deploy again; `venice logs connect --grep {name}` shows more",
                     )
-                if connector and connector.running:
+                if not (connector and connector.running):
+                    states[name] = str(connector) if connector else f"{name} not assigned to a worker yet"
+                elif name not in reported:
+                    reported.add(name)
                     report(str(connector))
-                    waiting.remove(name)
-                states[name] = str(connector) if connector else f"{name} not assigned to a worker yet"
                 if connector and connector.state == "RUNNING" and not connector.tasks and time.monotonic() > lost:
                     self._restart_tasks(name)
                     lost = time.monotonic() + _LOST_SECONDS
-            if waiting and time.monotonic() > deadline:
+            now = time.monotonic()
+            begun = None if states else now if begun is None else begun
+            if begun is not None and now - begun >= settled:
+                return
+            if states and now > deadline:
                 raise VeniceError(
-                    f"not running after {seconds:g} s: {'; '.join(states[name] for name in waiting)}",
+                    f"not running after {seconds:g} s: {'; '.join(states.values())}",
                     "`venice logs connect` shows what the workers do",
                 )
-            if waiting:
-                time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
     def _restart_tasks(self, name: str) -> None:
         """Start a connector's tasks anew, one by one.

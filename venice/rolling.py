@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # Seconds for a broker that is away to register again: Docker restarts a crashed one, nobody restarts a stopped one.
 _COMES_BACK = 10.0
+# A worker that joins is given its share by two rebalances: between them everything runs where it ran, to stop and move an instant later.
+_REBALANCED = 3.0
 _UP = ("running", "paused")
 
 
@@ -107,7 +109,7 @@ def wait_back(cluster: "Cluster", instance: "Instance", connectors: list[str] | 
     elif instance.component == "connect":
         from venice.connect import Connect
 
-        Connect.of(cluster).wait_running(_meant_to_run(cluster) if connectors is None else connectors, timeout)
+        Connect.of(cluster).wait_running(_meant_to_run(cluster) if connectors is None else connectors, timeout, settled=_REBALANCED)
 
 
 def _wait_in_sync(cluster: "Cluster", instance: "Instance", timeout: float) -> None:

@@ -91,6 +91,14 @@ def test_running_means_connector_and_every_task():
     assert len(asked) == 4
 
 
+def test_settled_means_that_no_look_saw_it_stopped(monkeypatch):
+    monkeypatch.setattr("venice.connect._POLL_SECONDS", 0.01)
+    runs, moves = (200, status("RUNNING", "RUNNING")), (200, status("RUNNING", "UNASSIGNED"))
+    client, asked = connect_answering(runs, moves, runs)
+    client.wait_running(["sink"], 5, settled=0.1)
+    assert len(asked) > 4, "what ran before the move does not count"
+
+
 def test_the_wait_ends_with_the_states():
     client, _ = connect_answering((200, status("UNASSIGNED")))
     with pytest.raises(VeniceError, match="sink UNASSIGNED, 0/0 tasks running"):
