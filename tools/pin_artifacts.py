@@ -1,6 +1,6 @@
 """Pin every download of the images again: resolve what images/artifacts.yml asks for, write the closure with hashes and licences.
 
-Edit the `resolve` lists in images/artifacts.yml, run `python tools/pin_artifacts.py`, read the diff. Runs maven and pip in the
+Edit the `resolve` lists in images/artifacts.yml, run `python tools/pin_artifacts.py [IMAGE...]`, read the diff. Runs maven and pip in the
 builder image, so it needs Docker and nothing else. Licences are what each package says of itself (its POM or metadata).
 """
 
@@ -117,6 +117,8 @@ def main() -> None:
     if builder not in present(engine):
         build_missing(engine, {BUILDER}, print)
     for image, content in document.items():
+        if sys.argv[1:] and image not in sys.argv[1:]:
+            continue
         with tempfile.TemporaryDirectory(dir=artifacts_dir(), prefix="part-") as scratch:
             work = Path(scratch)
             maven = [c for c in content["resolve"] if ":" in c]

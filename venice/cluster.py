@@ -248,7 +248,7 @@ class Cluster:
 
         Raises InputError when the inventory runs no such component.
         """
-        found = self.instances(component)
+        found = [i for i in self.instances(component) if port in i.ports]
         if not found:
             raise InputError(
                 f"{self.inventory_dir}: nothing runs {component}: its group has no hosts",
@@ -329,7 +329,7 @@ class Cluster:
     def _describe(self, instance: Instance, document: dict[str, Any]) -> None:
         """Adds an instance's directories, files and container to the host's document."""
         role = roles()[instance.component]
-        extra = {"instance": instance.as_vars()}
+        extra = {"instance": instance.as_vars(), "role_path": str(role.path)}
         raw = {k: v for k, v in role.description.items() if k not in ("instances", "ports")}
         described = self.template(instance.host, raw, extra)
         # an image that is not Venice's own runs as the user it names itself
@@ -349,6 +349,10 @@ class Cluster:
             document["files"].append({"path": path, "content": content, "mode": mode, "secret": secret, **owned})
             restart_files[path] = entry.get("on_change", "restart")
         for target in described.get("data", []):
+            if neighbour := target.get("of"):  # another instance's data on the same host, to be read
+                path = f"{self.var(instance.host, 'venice_data_dir')}/{neighbour}"
+                mounts.append({"source": path, "target": target["target"], "read_only": True})
+                continue
             path = data if target.get("name") is None else f"{data}/{target['name']}"
             document["directories"].append({"path": path, "mode": "0750", **owned})
             mounts.append({"source": path, "target": target["target"], "read_only": False})
