@@ -1,7 +1,7 @@
 # Both `make demo` and `make test` install all they need on a bare Debian 12 (as root) and may be repeated.
 VENICE = .venv/bin/venice
 
-.PHONY: demo test lint clean setup docs bench
+.PHONY: demo test lint clean setup docs bench data
 
 setup:
 	@tools/setup
@@ -24,6 +24,10 @@ docs: setup  ## docs/variables.md from the roles' argument specs
 
 bench: setup
 	@.venv/bin/python benchmarks/deploy.py
+
+N ?= 10000
+data: setup  ## N transactions (N=10000), sent by ten processes at once
+	@$(VENICE) data transactions -n $(N)
 
 clean:  ## the lab, the virtual environment; images and downloads stay in ~/.cache/venice
 	@if [ -x $(VENICE) ]; then $(VENICE) lab down; fi

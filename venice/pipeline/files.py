@@ -55,7 +55,7 @@ def load(folder: Path) -> Pipeline:
         for n, item in items("schemas", "schema", "subject")
     ]
     sql = [
-        Sql(item["file"], target := path(item["file"], "sql", n, "file"), _read(target), item.get("on"))
+        Sql(item["file"], target := path(item["file"], "sql", n, "file"), _read(target), item.get("on"), item.get("optional", False))
         for n, item in items("sql", "sql", "file")
     ]
     connectors = [

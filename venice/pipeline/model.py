@@ -28,13 +28,14 @@ class Schema:
 class Sql:
     """A file of statements. `name` is what `pipeline.yml` calls it; `on` the engine, None for the inventory's stream processor.
 
-    `text` is the file before `${...}` are replaced.
+    `text` is the file before `${...}` are replaced. `optional`: left out where the inventory has no such engine.
     """
 
     name: str
     file: Path
     text: str
     on: str | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
