@@ -22,8 +22,9 @@ from venice.images.build import build_missing, client, present
 from venice.images.downloads import artifacts_dir, in_builder, sha256
 
 HEADER = """\
-# Every download that goes into an image. `resolve` says what an image asks for, `exclude` which of the files that come with
-# it (name patterns) it does not take; `files` is the result, written by tools/pin_artifacts.py and verified by each build.
+# Every download that goes into an image. `resolve` says what an image asks for, `without` which dependencies (group:artifact,
+# * for any) are not resolved with it, `exclude` which of the files that come with it (name patterns) it does not take; `files`
+# is the result, written by tools/pin_artifacts.py and verified by each build.
 """
 TREE = "dependency:copy-dependencies -DincludeScope=runtime -Dmdep.useRepositoryLayout=true"
 LICENCES = (  # how POMs name the common ones
@@ -41,8 +42,12 @@ LICENCES = (  # how POMs name the common ones
 )
 
 
-def pom(dependencies: list[str], closure: bool) -> str:
-    """A project that depends on `dependencies`, with or without what they depend on."""
+def pom(dependencies: list[str], without: list[str]) -> str:
+    """A project that depends on `dependencies` and on what they depend on, but for `without` (`group:artifact`, `*` for any)."""
+    exclusions = "".join(
+        f"<exclusion><groupId>{group}</groupId><artifactId>{name}</artifactId></exclusion>"
+        for group, name in (coordinates.split(":") for coordinates in without)
+    )
     result = "<project><modelVersion>4.0.0</modelVersion><groupId>v</groupId><artifactId>v</artifactId><version>1</version>"
     result += "<packaging>pom</packaging><dependencies>"
     for coordinates in dependencies:
@@ -51,8 +56,7 @@ def pom(dependencies: list[str], closure: bool) -> str:
         result += f"<dependency><groupId>{group}</groupId><artifactId>{name}</artifactId><version>{version}</version>"
         result += f"<type>{kind}</type>" if kind else ""
         result += f"<classifier>{classifier}</classifier>" if classifier else ""
-        if not closure:
-            result += "<exclusions><exclusion><groupId>*</groupId><artifactId>*</artifactId></exclusion></exclusions>"
+        result += f"<exclusions>{exclusions}</exclusions>" if exclusions else ""
         result += "</dependency>"
     return result + "</dependencies></project>"
 
@@ -125,7 +129,7 @@ def main() -> None:
             pypi = [c for c in content["resolve"] if ":" not in c]
             for closure in (True, False):
                 wanted = [c for c in maven if (c.count(":") == 2) == closure]  # archives carry what they need
-                (work / f"pom-{closure}.xml").write_text(pom(wanted, closure))
+                (work / f"pom-{closure}.xml").write_text(pom(wanted, content.get("without", []) if closure else ["*:*"]))
             script = "".join(
                 f"mvn -B -q -ntp -Dmaven.repo.local=/work/m2 -f /work/pom-{closure}.xml {TREE} -DoutputDirectory=/work/maven\n"
                 for closure in (True, False)

@@ -174,6 +174,9 @@ class Cluster:
         by_component = {c: [i.as_vars() for i in self.instances(c)] for c in component_roles()}
         for variables in self._vars.values():
             variables["venice_instances"] = by_component
+        pipeline_vars = self.pipeline_vars
+        for variables in self._vars.values():
+            variables["venice_pipeline_vars"] = pipeline_vars
 
     @classmethod
     def load(cls, inventory: Path, extra_vars: Mapping[str, Any] | None = None, texts: Mapping[Path, str] | None = None) -> "Cluster":
@@ -291,6 +294,7 @@ class Cluster:
     def pipeline_vars(self) -> dict[str, Any]:
         """What `${...}` stands for in pipeline files. Holds no secret: connectors read those through a config provider."""
         postgres = next(iter(self.instances("postgres")), None)
+        pinot = {port: i.endpoint(port) for i in self.instances("pinot") for port in ("controller", "broker") if port in i.ports}
         return {
             "cluster": self.name,
             "bootstrap_servers": self.bootstrap_servers,
@@ -301,6 +305,8 @@ class Cluster:
             "postgres_db": self.var(self._first, "postgres_database"),
             "postgres_user": self.var(self._first, "postgres_user"),
             "postgres_replication_user": self.var(self._first, "postgres_replication_user"),
+            "pinot_controller_url": f"http://{pinot['controller']}" if pinot else "",
+            "pinot_broker_url": f"http://{pinot['broker']}" if pinot else "",
         }
 
     # ---- desired state -------------------------------------------------------------------------------------------
@@ -507,6 +513,7 @@ _ADDED = {
     "venice_images",
     "venice_instances",
     "venice_inventory_name",
+    "venice_pipeline_vars",
     "venice_producers",
     "venice_records",
     "venice_state_dir",

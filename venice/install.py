@@ -25,7 +25,7 @@ RECORD = ".venice-source.json"
 _SHIPPED = "venice"
 _CANARY = "canary"
 # A pipeline's parts and the components without which they can't be.
-_PARTS = (("topics", "kafka"), ("schemas", "schema_registry"), ("connectors", "connect"), ("producers", "producer"))
+_PARTS = (("topics", "kafka"), ("schemas", "schema_registry"), ("tables", "pinot"), ("connectors", "connect"), ("producers", "producer"))
 
 
 @dataclass(frozen=True)
@@ -290,8 +290,8 @@ def _checked(cluster: Cluster, place: Path, folder: Path, source: Source | None,
         missing = [(part, needed) for part, needed in _PARTS if getattr(found, part) and not cluster.groups.get(needed)]
         for part, needed in missing:
             outcome.warnings.append(f"{folder.name} has {part}, but {needed} has no hosts: venice install {needed} --hosts ...")
-        for connector in found.connectors:
-            connector.load(cluster.pipeline_vars)
+        for file in (*found.tables, *found.connectors):
+            file.load(cluster.pipeline_vars)
         others = [name for name in cluster.var(next(iter(cluster.hosts)), "venice_pipelines") if name != folder.name]
         findings = _new_findings(cluster, Cluster.load(place, {"venice_pipelines": [*others, str(folder.resolve())]}))
         # what else does not fit may be due to what is missing: it is told once that is there
@@ -306,6 +306,7 @@ def _checked(cluster: Cluster, place: Path, folder: Path, source: Source | None,
 
 def _files(found: pipeline.Pipeline) -> list[Path]:
     files = [s.file for s in found.schemas] + [s.file for s in found.sql] + [c.path for c in found.connectors]
+    files += [file for table in found.tables for file in (table.schema, table.table)]
     return files + [p.script for p in found.producers if p.script]
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import fastavro
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from venice.cluster import component_roles
 from venice.connect import Connect
 from venice.errors import UnreachableError, VeniceError
 from venice.hosts import DockerHost, over
@@ -203,8 +204,13 @@ class _Smoke:
         return f"all {len(partitions)} partitions have all replicas in sync"
 
     def endpoints(self) -> list[tuple[str, str, int]]:
-        """Every advertised endpoint: whose it is, address, port."""
-        return [(f"{i.component} on {i.host}", i.address, port) for i in self.cluster.instances() for _, port in sorted(i.ports.items())]
+        """Every advertised endpoint: whose it is, address, port. Without those on which only a component's leader listens."""
+        return [
+            (f"{i.component} on {i.host}", i.address, port)
+            for i in self.cluster.instances()
+            for name, port in sorted(i.ports.items())
+            if name not in component_roles()[i.component].description.get("leader_ports", ())
+        ]
 
     def from_hosts(self) -> str:
         """Every endpoint accepts connections from every host."""

@@ -13,6 +13,7 @@ from venice import paths, schema_files
 from venice.errors import InputError
 from venice.pipeline.connectors import ConnectorFile, as_text
 from venice.pipeline.model import Pipeline, Producer, Schema, Sql
+from venice.pipeline.tables import TableFiles
 from venice.specs import TopicSpec, retention_ms
 
 FILE = "pipeline.yml"
@@ -58,6 +59,14 @@ def load(folder: Path) -> Pipeline:
         Sql(item["file"], target := path(item["file"], "sql", n, "file"), _read(target), item.get("on"), item.get("optional", False))
         for n, item in items("sql", "sql", "file")
     ]
+    tables = []
+    for n, item in enumerate(document.get("pinot") or []):
+        schema, table = (path(item[key], "pinot", n, key) for key in ("schema", "table"))
+        found = TableFiles.of(schema, table, _read(schema), _read(table))
+        if found.name in (other.name for other in tables):
+            raise InputError(f"{file}:{_line(lines, ('pinot', n))}: pinot: there is already a table {found.name}", "keep one")
+        places["table", found.name] = f"{file}:{_line(lines, ('pinot', n))}"
+        tables.append(found)
     connectors = [
         ConnectorFile(target := path(name, "connectors", n), _read(target)) for n, name in enumerate(document.get("connectors") or [])
     ]
@@ -76,6 +85,7 @@ def load(folder: Path) -> Pipeline:
         tuple(topics),
         tuple(schemas),
         tuple(sql),
+        tuple(tables),
         tuple(connectors),
         tuple(_producers(folder, document)),
         places,

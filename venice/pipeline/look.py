@@ -36,12 +36,13 @@ class Wanted:
     pipeline: Pipeline
     topics: tuple[TopicSpec, ...]
     sql: tuple[engines.Statements, ...]
+    tables: Mapping[str, dict[str, Any]]
     connectors: Mapping[str, Stored]
 
     @classmethod
     def of(cls, cluster: Any, pipeline: Pipeline) -> "Wanted":
         """InputError naming file and line of what can't be resolved, or what the inventory has no component for."""
-        from venice.pipeline import dead_letter_topic
+        from venice.pipeline import FILE, dead_letter_topic, replaced
 
         variables = cluster.pipeline_vars
         connectors: dict[str, Stored] = {}
@@ -58,6 +59,7 @@ class Wanted:
         for needed, what, port in (
             (topics, "kafka", "client"),
             (pipeline.schemas, "schema_registry", "http"),
+            (pipeline.tables, "pinot", "controller"),
             (connectors, "connect", "http"),
         ):
             if needed:
@@ -68,7 +70,11 @@ class Wanted:
                 f"the group producer of {cluster.inventory_dir} has no hosts",
                 "add a host to the group producer",
             )
-        return cls(pipeline, tuple(topics.values()), tuple(engines.statements(cluster, pipeline, variables)), connectors)
+        for producer in pipeline.producers:
+            for value in producer.environment.values():
+                replaced(value, variables, pipeline.folder / FILE, (pipeline.folder / FILE).read_text())
+        tables = {table.name: table.load(variables) for table in pipeline.tables}
+        return cls(pipeline, tuple(topics.values()), tuple(engines.statements(cluster, pipeline, variables)), tables, connectors)
 
     @property
     def resources(self) -> dict[str, list[str]]:
@@ -77,6 +83,7 @@ class Wanted:
             "topic": [topic.name for topic in self.topics],
             "schema": [schema.subject for schema in self.pipeline.schemas],
             "sql": [file.name for file in self.sql],
+            "table": list(self.tables),
             "connector": list(self.connectors),
             "producer": [producer.name for producer in self.pipeline.producers],
         }
@@ -102,6 +109,7 @@ class Look:
         with ThreadPoolExecutor(6) as pool:
             self._topics = pool.submit(self._look_at_topics)
             self._subjects = pool.submit(self._look_at_subjects)
+            self._tables = pool.submit(self._look_at_tables)
             self._connectors = pool.submit(self._look_at_connectors)
             files: dict[str, list[engines.Statements]] = {}
             for file in (file for w in self.wanted for file in w.sql):
@@ -119,6 +127,11 @@ class Look:
     def subjects(self) -> dict[str, Subject]:
         """Wanted subjects, by pipeline and subject."""
         return self._subjects.result()
+
+    @property
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """Wanted tables that Pinot has, as it reads them (defaults filled in)."""
+        return self._tables.result()
 
     @property
     def connectors(self) -> dict[str, "Connector"]:
@@ -163,6 +176,15 @@ class Look:
         with ThreadPoolExecutor(REGISTRIES_THREADS) as pool:
             answers: list[Future[Subject]] = [pool.submit(subject, registry, schema) for _, schema in schemas]
             return {(pipeline, schema.subject): answer.result() for (pipeline, schema), answer in zip(schemas, answers, strict=True)}
+
+    def _look_at_tables(self):
+        names = {name for w in self.wanted for name in w.tables}
+        if not names:
+            return {}
+        from venice.pinot import Pinot
+
+        pinot = Pinot.of(self.cluster)
+        return {name: pinot.validated(pinot.table(name)) for name in names.intersection(pinot.tables())}
 
     def _look_at_connectors(self):
         if not self.cluster.groups.get("connect"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from venice.pipeline.connectors import ConnectorFile
+from venice.pipeline.tables import TableFiles
 from venice.specs import Difference, TopicSpec
 
 MARKS = {"create": "+", "update": "~", "remove": "-"}
@@ -78,6 +79,7 @@ class Pipeline:
     topics: tuple[TopicSpec, ...] = ()
     schemas: tuple[Schema, ...] = ()
     sql: tuple[Sql, ...] = ()
+    tables: tuple[TableFiles, ...] = ()
     connectors: tuple[ConnectorFile, ...] = ()
     producers: tuple[Producer, ...] = ()
     places: Mapping[tuple[str, ...], str] = field(default_factory=dict)
@@ -106,8 +108,8 @@ class Change:
         head = f"{MARKS[self.action]} {self.kind} {self.name}"
         if self.action == "remove" and self.kind == "sql":
             return f"{head} (forgotten; what it did stays)"
-        # a connector's whole configuration would say less than its file, a text's digest nothing
-        if self.action != "create" or self.kind in ("connector", "sql"):
+        # a connector's or a table's whole configuration would say less than its file, a text's digest nothing
+        if self.action != "create" or self.kind in ("connector", "sql", "table"):
             return head
         said = ", ".join(f"{d.field} {d.desired}" for d in self.differences if d.desired)
         return f"{head} ({said})" if said else head

@@ -1,6 +1,6 @@
 """What it takes to make a cluster what pipelines say: compared and checked before anything is changed, then carried out in order.
 
-Order: topics, schemas, SQL, connectors; producers are containers, so Ansible makes them (`Plan.producers`). What `prune`
+Order: topics, schemas, SQL, tables, connectors; producers are containers, so Ansible makes them (`Plan.producers`). What `prune`
 removes goes last, when the producers are gone.
 """
 
@@ -14,17 +14,19 @@ from typing import Any
 
 from venice import __version__
 from venice.errors import InputError, VeniceError
+from venice.masking import masked
 from venice.pipeline.applied import KINDS, Applied, write
 from venice.pipeline.connectors import config_differences, line_with
 from venice.pipeline.engines import ENGINES, Statements, forget
 from venice.pipeline.files import digest, load
 from venice.pipeline.look import Look, Stored, Wanted, kafka_of, producer_differences, topic_differences
 from venice.pipeline.model import Change, Pipeline, Schema
+from venice.pipeline.tables import TableFiles, unknown
 from venice.specs import Difference, TopicSpec
 
 Report = Callable[[str], None]
-_REMOVALS = ("connector", "producer", "schema", "topic", "sql")
-_REMOVED = {"topic": "is removed with all its records", "sql": "is forgotten; what it did stays"}
+_REMOVALS = ("connector", "producer", "table", "schema", "topic", "sql")
+_REMOVED = {"topic": "is removed with all its records", "table": "is removed with all its rows", "sql": "is forgotten; what it did stays"}
 _MIXING = "records of one key are then in order only before and only after it"
 
 
@@ -190,6 +192,8 @@ class Planner:
             self._schema(plan, schema, verify)
         for file in self.wanted.sql:
             self._sql(plan, file)
+        for files in self.pipeline.tables:
+            self._table(plan, files)
         for name, stored in self.wanted.connectors.items():
             self._connector(plan, name, stored, verify)
         for producer in self.pipeline.producers if self.look.containers else ():
@@ -278,6 +282,47 @@ class Planner:
             action = "update" if differences[0].current else "create"
             self._step(plan, Change("sql", file.name, action, differences), lambda: ENGINES[file.engine].apply(self.cluster, file))
 
+    # ---- Pinot's tables
+
+    def _pinot(self):
+        from venice.pinot import Pinot
+
+        return Pinot.of(self.cluster)
+
+    def _table(self, plan: Plan, files: TableFiles) -> None:
+        """Compared as Pinot reads both; that it reads it is the check, too."""
+        from venice.pinot import flattened
+
+        given, pinot = self.wanted.tables[files.name], self._pinot()
+        try:
+            desired = pinot.validated(given)
+        except InputError as error:
+            raise InputError(f"{files.table} with {files.schema}: {error.message}", error.remedy or "correct the files") from error
+        if ignored := unknown(given, desired):
+            raise InputError(f"{files.place(ignored)}: Pinot knows no {ignored.partition('.')[2]}", "correct its name, or leave it out")
+        now = self.look.tables.get(files.name)
+        current, wanted = flattened(now or {}), flattened(desired)
+        differences = [
+            Difference(path.partition(".")[2] or path, masked(path, current.get(path)), masked(path, wanted.get(path)))
+            for path in sorted(current.keys() | wanted.keys())
+            # tenants that are not given are Pinot's own
+            if current.get(path) != wanted.get(path) and (path in wanted or ".tenants." not in path)
+        ]
+        idle = now and "realtime" in given and pinot.idle(files.name)
+        if idle:
+            differences.append(Difference("state", f"does not consume {', '.join(idle)}", "CONSUMING"))
+        if differences:
+            change = Change("table", files.name, "update" if now else "create", tuple(differences))
+            self._step(plan, change, lambda: self._put_table(given, now is not None, bool(idle)))
+
+    def _put_table(self, table: dict[str, Any], there: bool, idle: bool) -> None:
+        pinot, name = self._pinot(), table["tableName"]
+        pinot.update(table) if there else pinot.create(table)
+        if idle:
+            pinot.restart(name)
+        if "realtime" in table:
+            pinot.wait_consuming(name)
+
     # ---- connectors
 
     def _connector(self, plan: Plan, name: str, stored: Stored, verify: bool) -> None:
@@ -339,6 +384,7 @@ class Planner:
             "topic": lambda: name in self.look.topics,
             "schema": lambda: self._registry().latest(name) is not None,
             "sql": lambda: True,
+            "table": lambda: bool(self.cluster.groups.get("pinot")) and name in self._pinot().tables(),
             "connector": lambda: name in self.look.connectors,
             "producer": lambda: not self.look.containers or f"venice-producer-{name}" in self.look.producers,
         }
@@ -349,6 +395,7 @@ class Planner:
             "connector": self._delete_connector,
             "producer": lambda name: None,  # the playbook removes it
             "schema": lambda name: self._registry().delete(name) and None,
+            "table": lambda name: self._pinot().delete(name),
             "topic": self._delete_topic,
             "sql": lambda name: forget(self.cluster, self.pipeline.name, name),
         }
