@@ -10,6 +10,7 @@ from typing import Any
 from venice import runner
 from venice.cluster import Cluster
 from venice.errors import InputError, VeniceError
+from venice.pipeline.engines import made
 from venice.pipeline.model import Change
 from venice.pipeline.plan import Plan, Plans, prepare
 from venice.records import Record
@@ -137,7 +138,14 @@ def remarks(chosen: Chosen, plans: Plans) -> list[str]:
         if gone:
             found.append(f"{name} no longer has {', '.join(gone)}: `venice apply {name} --prune` removes what it left")
         if sql := [thing for kind, thing in left if kind == "sql"]:
-            found.append(f"{name} no longer has {', '.join(sql)}: what it did stays, Venice undoes no SQL")
+            undone = {thing: made(chosen.cluster, name, thing) for thing in sql}
+            found += [
+                f"{name} no longer has {thing}: `venice apply {name} --prune` drops {', '.join(undone[thing])}"
+                for thing in sql
+                if undone[thing]
+            ]
+            if stays := [thing for thing in sql if not undone[thing]]:
+                found.append(f"{name} no longer has {', '.join(stays)}: what it did stays, Venice undoes no SQL")
         if plan.pipeline.folder.resolve() in chosen.outside:
             keeps = "keeps its producers, too" if plan.pipeline.producers else "applies it, too"
             install = f"`venice install {_called(chosen, plan)}`"

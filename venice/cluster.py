@@ -375,6 +375,7 @@ class Cluster:
                 "component": role.name,
                 "instance": instance.name,
                 "image": described["image"],
+                "entrypoint": [str(word) for word in described.get("entrypoint", [])],
                 "command": [str(word) for word in described.get("command", [])],
                 "env": {k: str(v) for k, v in described.get("env", {}).items()},
                 "user": f"{uid}:{uid}" if uid else "",

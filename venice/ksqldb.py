@@ -6,7 +6,7 @@ Not through its command line, whose exit code is 0 for what the server refuses.
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -236,10 +236,8 @@ class KsqlDb:
         properties: dict[str, str] = {}
         for statement in statements:
             try:
-                if setting := _PROPERTY.fullmatch(statement.text):
-                    properties[_unquote(setting[1])] = _unquote(setting[2])
-                elif setting := _NO_PROPERTY.fullmatch(statement.text):
-                    properties.pop(_unquote(setting[1]), None)
+                if change := property_of(statement):
+                    properties = change(properties)
                 elif statement.is_query:
                     yield self.query(statement.text, properties)
                 else:
@@ -343,6 +341,15 @@ class KsqlDb:
 
     def _name(self, url: str) -> str:
         return self._names.get(url, url)
+
+
+def property_of(statement: Statement) -> Callable[[Mapping[str, str]], dict[str, str]] | None:
+    """What SET or UNSET makes of the properties that hold for the statements after it; None for other statements."""
+    if setting := _PROPERTY.fullmatch(statement.text):
+        return lambda properties: {**properties, _unquote(setting[1]): _unquote(setting[2])}
+    if setting := _NO_PROPERTY.fullmatch(statement.text):
+        return lambda properties: {key: value for key, value in properties.items() if key != _unquote(setting[1])}
+    return None
 
 
 def require(cluster: Any) -> None:

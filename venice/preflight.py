@@ -233,6 +233,10 @@ def _requirements(cluster: Cluster) -> Iterator[Finding]:
                     f"needs {needed}, whose group has no hosts",
                     f"add a host to the group {needed}",
                 )
+        for conflict in description.get("conflicts", []):
+            said = cluster.template(cluster.groups[component][0], conflict)
+            if said["when"]:
+                yield Finding(f"{cluster.inventory_dir}: group {component}", said["what"], said["remedy"])
         most = description.get("most_hosts")
         if most and len(cluster.groups[component]) > most:
             yield Finding(

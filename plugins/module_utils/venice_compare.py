@@ -42,7 +42,9 @@ def desired_fields(cluster: str, container: dict, image: dict) -> dict:
     image_config = image.get("Config") or {}
     fields = {
         "image": image.get("Id", ""),
-        "command": container["command"] or image_config.get("Cmd") or [],
+        "entrypoint": container["entrypoint"] or image_config.get("Entrypoint") or [],
+        # an engine drops the image's command with its entrypoint
+        "command": container["command"] or ([] if container["entrypoint"] else image_config.get("Cmd")) or [],
         "user": container["user"] or image_config.get("User") or "",
         "network": container["network"],
         "aliases": sorted(set(container["aliases"])),
@@ -87,6 +89,7 @@ def current_fields(container: dict, image: dict) -> dict:
     retries = restart.get("MaximumRetryCount") or 0
     fields = {
         "image": container["Image"],
+        "entrypoint": config.get("Entrypoint") or [],
         "command": config.get("Cmd") or [],
         "user": config.get("User") or "",
         "network": network,
@@ -210,6 +213,8 @@ def engine_config(cluster: str, container: dict) -> dict:
         "Labels": desired_labels(cluster, container),
         "ExposedPorts": {f"{port['container']}/{port['protocol']}": {} for port in container["ports"]},
     }
+    if container["entrypoint"]:
+        config["Entrypoint"] = container["entrypoint"]
     if container["command"]:
         config["Cmd"] = container["command"]
     if container["user"]:

@@ -51,6 +51,7 @@ CONTAINER = {
     "component": ("text", REQUIRED),
     "instance": ("text", ""),
     "image": ("text", REQUIRED),
+    "entrypoint": ("argv", []),
     "command": ("argv", []),
     "env": ("texts", {}),
     "user": ("text", ""),

@@ -94,6 +94,7 @@ CASES = [
     # field changed, new value, fields that differ, what it needs
     ("command", ["other"], ["command"], "recreate"),
     ("command", [], ["command"], "recreate"),
+    ("entrypoint", ["other"], ["entrypoint"], "recreate"),
     ("env", {"KAFKA_HEAP": "1g", "KAFKA_PASSWORD": "geheim"}, ["env.KAFKA_HEAP"], "recreate"),
     ("env", {"KAFKA_HEAP": "512m"}, ["env.KAFKA_PASSWORD"], "recreate"),
     ("env", {**FULL["env"], "NEW": 1}, ["env.NEW"], "recreate"),
@@ -284,3 +285,15 @@ def test_all_problems_are_told_at_once():
 def test_what_runs_on_hosts_is_python_3_9():
     for path in [*paths.resource("plugins").glob("modules/*.py"), *paths.resource("plugins").glob("module_utils/*.py")]:
         ast.parse(path.read_text(), feature_version=(3, 9))
+
+
+def test_an_entrypoint_takes_the_images_command_away_as_engines_do():
+    image = {**IMAGE, "Config": {**IMAGE["Config"], "Entrypoint": ["/start.sh"]}}
+    own = described(entrypoint=["bash", "-c", "exec serve"], command=[])
+    wanted = desired_fields("lab", own, image)
+    assert (wanted["entrypoint"], wanted["command"]) == (["bash", "-c", "exec serve"], [])
+    assert engine_config("lab", own)["Entrypoint"] == ["bash", "-c", "exec serve"]
+    assert "Cmd" not in engine_config("lab", own)
+    plain = described(command=[])
+    assert (desired_fields("lab", plain, image)["entrypoint"], desired_fields("lab", plain, image)["command"]) == (["/start.sh"], ["serve"])
+    assert "Entrypoint" not in engine_config("lab", plain)

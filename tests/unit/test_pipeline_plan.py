@@ -128,7 +128,7 @@ class FakeEngine:
     component, stream = "postgres", False
 
     def __init__(self):
-        self.done, self.broken = {}, ""
+        self.done, self.broken, self.things, self.remarks = {}, "", [], []
 
     def differences(self, cluster, files):
         new = [f for f in files if self.done.get((f.pipeline, f.name)) != f.sha256]
@@ -138,6 +138,10 @@ class FakeEngine:
         if self.broken:
             raise VeniceError(f"{file.file}:{self.broken}")
         self.done[file.pipeline, file.name] = file.sha256
+        return self.remarks
+
+    def made(self, cluster, pipeline, name):
+        return self.things
 
     def forget(self, cluster, pipeline, name):
         del self.done[pipeline, name]
@@ -361,6 +365,23 @@ def test_what_the_folder_no_longer_has_is_told_then_pruned(cluster, sample):
     write(sample, **{"pipeline.yml": "description: empty"})
     apply(cluster, sample, prune=True)
     assert cluster.records["orders"].resources == {kind: [] for kind in applied.KINDS}, "which is how it is forgotten"
+
+
+def test_pruning_sql_says_what_its_engine_drops(cluster, sample):
+    apply(cluster, sample)
+    write(sample, **{"pipeline.yml": "description: empty"})
+    cluster.engine.things = ["table PAID", "stream ORDERS"]
+    plans = prepare(cluster, [sample], prune=True)
+    assert "sql a.sql is forgotten and table PAID, stream ORDERS dropped; topics stay" in plans.questions
+    assert "- sql a.sql (drops table PAID, stream ORDERS)" in [str(step.change) for step in plans.all[0].removals]
+
+
+def test_an_engines_remarks_are_told(cluster, sample):
+    cluster.engine.remarks = ["dropped table PAID"]
+    plans = prepare(cluster, [sample])
+    lines = []
+    plans.apply(lines.append)
+    assert lines[lines.index("+ sql a.sql") + 1] == "    dropped table PAID"
 
 
 def test_pruning_asks_and_says_that_records_go(cluster, sample):

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from venice.errors import InputError, UnreachableError, VeniceError
 from venice.pipeline.connectors import replaced
 from venice.pipeline.model import Pipeline
+from venice.pipeline.on_flink import OnFlink
+from venice.pipeline.on_ksqldb import OnKsqlDb
 from venice.specs import Difference
 
 
@@ -38,11 +40,19 @@ class Engine(Protocol):
     def differences(self, cluster: Any, files: Sequence[Statements]) -> dict[tuple[str, str], tuple[Difference, ...]]:
         """What is not as the files say, by pipeline and name; only files that are to be applied. All are asked for at once."""
 
-    def apply(self, cluster: Any, file: Statements) -> None:
-        """Run a file. VeniceError naming the file's line when a statement fails."""
+    def apply(self, cluster: Any, file: Statements) -> Sequence[str] | None:
+        """Run a file: remarks for a person, if any. VeniceError naming the file's line when a statement fails."""
+
+    def made(self, cluster: Any, pipeline: str, name: str) -> Sequence[str]:
+        """What `forget` removes of what this file did."""
 
     def forget(self, cluster: Any, pipeline: str, name: str) -> None:
-        """Remember no longer that this file was applied. What it did stays."""
+        """Remember no longer that this file was applied, and remove what `made` names. Else what it did stays."""
+
+
+def made(cluster: Any, pipeline: str, name: str) -> list[str]:
+    """What goes when a file is forgotten that a pipeline no longer has; nothing when what it did stays."""
+    return [thing for engine in ENGINES.values() if cluster.groups.get(engine.component) for thing in engine.made(cluster, pipeline, name)]
 
 
 def forget(cluster: Any, pipeline: str, name: str) -> None:
@@ -146,6 +156,10 @@ class OnPostgres:
         if code:
             raise VeniceError(_explained(file, errors), "correct the statement; nothing of this file was kept")
 
+    def made(self, cluster: Any, pipeline: str, name: str) -> Sequence[str]:
+        """Nothing: no SQL is undone."""
+        return ()
+
     def forget(self, cluster: Any, pipeline: str, name: str) -> None:
         """Remove its row, where there is one."""
         from venice.postgres import Postgres
@@ -173,65 +187,4 @@ def _explained(file: Statements, errors: str) -> str:
     return "\n  ".join([f"{file.file}:{line}: {re.sub(' +', ' ', said)}", *more])
 
 
-# ---- Flink ----------------------------------------------------------------------------------------------------------
-
-
-class OnFlink:
-    """Statements as jobs: each file one job, `<pipeline>.<file's stem>`, kept running by the keeper beside the jobmanager."""
-
-    component = "flink"
-    stream = True
-
-    def differences(self, cluster: Any, files: Sequence[Statements]) -> dict[tuple[str, str], tuple[Difference, ...]]:
-        """Files whose job is not there, has other statements, or does not run."""
-        from venice.flink import Jobs
-
-        there = Jobs.of(cluster).all()
-        found = {}
-        for file in files:
-            job = there.get(_job(file.pipeline, file.name))
-            differences = []
-            if job is None or job.sha256 != file.sha256:
-                differences.append(Difference("text", job and job.sha256[:12], file.sha256[:12]))
-            elif job.state in ("FAILED", "CANCELED", "MISSING"):
-                differences.append(Difference("state", job.state, "RUNNING"))
-            if differences:
-                found[file.pipeline, file.name] = tuple(differences)
-        return found
-
-    def apply(self, cluster: Any, file: Statements) -> None:
-        """Declare the job and wait until its tasks run; a changed one goes on from a savepoint."""
-        from venice.flink import Jobs
-        from venice.ksqldb import split
-
-        statements = split(file.text, str(file.file))
-        if not any(re.match(r"INSERT\b", s.text, re.IGNORECASE) for s in statements):
-            raise InputError(
-                f"{file.file}: no INSERT INTO: nothing would run", "a job writes somewhere; `venice sql -f` runs other statements"
-            )
-        texts = [s.text.rstrip(";\n ") for s in statements]
-        try:
-            Jobs.of(cluster).put(_job(file.pipeline, file.name), texts, file.sha256)
-        except VeniceError as error:
-            # the keeper names a failing statement by its first line
-            named = (s.line for s, text in zip(statements, texts, strict=True) if text.splitlines()[0][:80] in error.message)
-            line = next(named, None)
-            where = f"{file.file}:{line}" if line else f"{file.file}"
-            error.message = f"{where}: {error.message.removeprefix('Flink: ')}"
-            error.remedy = error.remedy or "correct the statement; the job is as it was"
-            raise
-
-    def forget(self, cluster: Any, pipeline: str, name: str) -> None:
-        """Cancel its job: a job without a pipeline would write on for ever."""
-        from venice.flink import Jobs
-
-        jobs = Jobs.of(cluster)
-        if _job(pipeline, name) in jobs.all():
-            jobs.delete(_job(pipeline, name))
-
-
-def _job(pipeline: str, name: str) -> str:
-    return f"{pipeline}.{Path(name).stem}"
-
-
-ENGINES: dict[str, Engine] = {"postgres": OnPostgres(), "flink": OnFlink()}
+ENGINES: dict[str, Engine] = {"postgres": OnPostgres(), "flink": OnFlink(), "ksqldb": OnKsqlDb()}

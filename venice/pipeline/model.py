@@ -107,7 +107,7 @@ class Change:
         """What happens to what: `+ topic orders (partitions 3, ...)`, `~ connector x`."""
         head = f"{MARKS[self.action]} {self.kind} {self.name}"
         if self.action == "remove" and self.kind == "sql":
-            return f"{head} (forgotten; what it did stays)"
+            return f"{head} (drops {self.differences[0].current})" if self.differences else f"{head} (forgotten; what it did stays)"
         # a connector's or a table's whole configuration would say less than its file, a text's digest nothing
         if self.action != "create" or self.kind in ("connector", "sql", "table"):
             return head

@@ -17,7 +17,7 @@ from venice.errors import InputError, VeniceError
 from venice.masking import masked
 from venice.pipeline.applied import KINDS, Applied, write
 from venice.pipeline.connectors import config_differences, line_with
-from venice.pipeline.engines import ENGINES, Statements, forget
+from venice.pipeline.engines import ENGINES, Statements, forget, made
 from venice.pipeline.files import digest, load
 from venice.pipeline.look import Look, Stored, Wanted, kafka_of, producer_differences, topic_differences
 from venice.pipeline.model import Change, Pipeline, Schema
@@ -36,13 +36,13 @@ class Step:
 
     change: Change
     place: str
-    act: Callable[[], None]
+    act: Callable[[], Iterable[str] | None]
     first: bool = False
 
-    def run(self, folder: Path) -> None:
-        """Make the change. A failure names the file (of `folder`) and line that want it."""
+    def run(self, folder: Path) -> Iterable[str]:
+        """Make the change: remarks for a person. A failure names the file (of `folder`) and line that want it."""
         try:
-            self.act()
+            return self.act() or ()
         except VeniceError as error:
             if not error.message.startswith(f"{folder}/"):
                 error.message = f"{self.place}: {error.message}"
@@ -113,8 +113,10 @@ class Plans:
         began = time.time()
         for plan in self.all:
             for step in sorted(plan.steps, key=lambda step: not step.first):
-                step.run(plan.pipeline.folder)
+                remarks = step.run(plan.pipeline.folder)
                 report(str(step.change))
+                for remark in remarks:
+                    report(f"    {remark}")
             try:
                 self._running(plan, began, report)
             except VeniceError as error:
@@ -205,7 +207,7 @@ class Planner:
             self._prune(plan)
         return plan
 
-    def _step(self, plan: Plan, change: Change, act: Callable[[], None], first: bool = False) -> None:
+    def _step(self, plan: Plan, change: Change, act: Callable[[], Iterable[str] | None], first: bool = False) -> None:
         plan.steps.append(Step(change, self.pipeline.place(change.kind, change.name), act, first))
 
     # ---- topics
@@ -401,9 +403,11 @@ class Planner:
         }
         for kind in _REMOVALS:
             for name in (n for k, n in plan.left if k == kind):
-                change = Change(kind, name, "remove")
+                gone = made(self.cluster, self.pipeline.name, name) if kind == "sql" else []
+                change = Change(kind, name, "remove", (Difference("dropped", ", ".join(gone), ""),) if gone else ())
                 plan.removals.append(Step(change, str(self.pipeline.folder), lambda act=acts[kind], name=name: act(name)))
-                plan.questions.append(f"{kind} {name} {_REMOVED.get(kind, 'is removed')}")
+                removed = f"is forgotten and {', '.join(gone)} dropped; topics stay" if gone else _REMOVED.get(kind, "is removed")
+                plan.questions.append(f"{kind} {name} {removed}")
 
     def _delete_connector(self, name: str) -> None:
         from venice.connect import Connect
