@@ -42,6 +42,8 @@ class Instance:
     ports: dict[str, int]
     container: str
     vars: dict[str, Any] = field(default_factory=dict)
+    idle: frozenset[str] = frozenset()
+    """Names of ports on which something listens only at times."""
 
     def endpoint(self, port: str) -> str:
         """`address:port` of the named port."""
@@ -87,6 +89,11 @@ class Role:
         """What a component's role says of its containers, untemplated: `<role>_component`."""
         return self.defaults[f"{self.name}_component"]
 
+    @property
+    def group(self) -> str:
+        """The group on whose hosts the component runs: its own, but for one that belongs to another component."""
+        return self.description.get("group", self.name)
+
 
 @functools.cache
 def roles() -> dict[str, Role]:
@@ -115,6 +122,11 @@ def _plugins() -> None:
 def component_roles() -> dict[str, Role]:
     """The roles that describe containers."""
     return {name: role for name, role in roles().items() if role.is_component}
+
+
+def component_groups() -> list[str]:
+    """The groups that components have: those of all components that do not run on another's hosts."""
+    return [name for name, role in component_roles().items() if role.group == name]
 
 
 def size(value: str | int) -> int:
@@ -164,10 +176,12 @@ class Cluster:
                 "venice_records": records,
                 "venice_state_dir": str(self.state_dir),
                 "venice_producers": [],
+                "venice_jobs": [],
             }
         producers = self._producers() if self.groups.get("producer") else []
+        jobs = self._jobs() if self.groups.get("spark") else []
         for variables in self._vars.values():
-            variables["venice_producers"] = producers
+            variables |= {"venice_producers": producers, "venice_jobs": jobs}
         self.hosts = {host: self._host(host) for host in raw}
         self.order = self._order()
         self._instances = [i for host in self.hosts.values() for c in host.components for i in self._host_instances(host, c)]
@@ -355,13 +369,13 @@ class Cluster:
             document["files"].append({"path": path, "content": content, "mode": mode, "secret": secret, **owned})
             restart_files[path] = entry.get("on_change", "restart")
         for target in described.get("data", []):
-            if neighbour := target.get("of"):  # another instance's data on the same host, to be read
-                path = f"{self.var(instance.host, 'venice_data_dir')}/{neighbour}"
-                mounts.append({"source": path, "target": target["target"], "read_only": True})
-                continue
-            path = data if target.get("name") is None else f"{data}/{target['name']}"
-            document["directories"].append({"path": path, "mode": "0750", **owned})
-            mounts.append({"source": path, "target": target["target"], "read_only": False})
+            # `of`: another instance's data on the same host, to be read, unless it is one of its folders `shared` by both
+            path = f"{self.var(instance.host, 'venice_data_dir')}/{target['of']}" if target.get("of") else data
+            path = path if target.get("name") is None else f"{path}/{target['name']}"
+            own = not target.get("of") or bool(target.get("shared"))
+            if own:
+                document["directories"].append({"path": path, "mode": "0750", **owned})
+            mounts.append({"source": path, "target": target["target"], "read_only": not own})
         labels = {
             "venice.cluster": self.name,
             "venice.component": role.name,
@@ -391,7 +405,7 @@ class Cluster:
                 ],
                 "network": document["network"]["name"],
                 "aliases": [instance.name],
-                "hosts": {},
+                "hosts": described.get("hosts", {}),
                 "memory": size(described["memory"]),
                 "ulimits": described.get("ulimits", {}),
                 "health": described["health"] or None,
@@ -437,7 +451,7 @@ class Cluster:
         return seen
 
     def _host(self, name: str) -> Host:
-        components = tuple(c for c in component_roles() if name in self.groups.get(c, []))
+        components = tuple(c for c, role in component_roles().items() if name in self.groups.get(role.group, []))
         connection = {k: self.template(name, v) for k, v in self._vars[name].items() if k.startswith("ansible_") and k in _CONNECTION}
         return Host(name, str(self.var(name, "venice_address")), components, connection)
 
@@ -448,7 +462,8 @@ class Cluster:
             variables = extra | {"index": number, "name": name}
             ports = self.template(host.name, description.get("ports", {}), {"instance": variables})
             ports = {key: int(port) for key, port in ports.items()}
-            yield Instance(component, name, host.name, host.address, ports, f"venice-{name}", variables)
+            idle = self.template(host.name, description.get("idle_ports", []), {"instance": variables})
+            yield Instance(component, name, host.name, host.address, ports, f"venice-{name}", variables, frozenset(idle))
 
     def _producers(self) -> list[dict[str, Any]]:
         """The producers of all pipelines, spread over the hosts of the group `producer`: what that role's instances are."""
@@ -473,6 +488,49 @@ class Cluster:
                 "memory": p.memory,
             }
         return list(found.values())
+
+    def _jobs(self) -> list[dict[str, Any]]:
+        """The jobs of all pipelines, each on the host that has its checkpoint: what the role `spark_job`'s instances are.
+
+        A new job goes to the host with the fewest. `slot` counts the jobs of a host.
+        """
+        from venice import pipeline
+
+        jobs: dict[str, Any] = {}
+        for job in (job for folder in self.pipelines for job in pipeline.jobs(folder)):
+            if job.name in jobs:
+                raise InputError(f"pipelines {jobs[job.name].pipeline} and {job.pipeline} both have a job {job.name}", "rename one")
+            jobs[job.name] = job
+        started = {
+            (host, match[1]): int(match[2])
+            for host, files in self._vars[self._first]["venice_records"].items()
+            for path, text in files.items()
+            if (match := re.fullmatch(r".*/([^/]+)/job started=(\d+)", f"{path} {text.strip()}"))
+        }
+        hosts = self.groups["spark"]
+        placed: dict[str, str] = {}
+        for name in jobs:
+            if known := [host for host in hosts if (host, name) in started]:
+                placed[name] = max(known, key=lambda host: started[host, name])
+        for name in jobs:
+            if name not in placed:
+                placed[name] = min(hosts, key=list(placed.values()).count)
+        found = []
+        for name, job in jobs.items():
+            slot = sum(entry["host"] == placed[name] for entry in found)
+            found.append(
+                {
+                    "name": job.instance,
+                    "job": name,
+                    "host": placed[name],
+                    "slot": slot,
+                    "pipeline": job.pipeline,
+                    "program": job.digest,
+                    "script": str(job.script),
+                    "environment": dict(job.environment),
+                }
+            )
+        return found
 
     def _order(self) -> list[str]:
         """Components in dependency order (`after` in their descriptions); only those that have hosts."""
@@ -514,6 +572,7 @@ _ADDED = {
     "venice_images",
     "venice_instances",
     "venice_inventory_name",
+    "venice_jobs",
     "venice_pipeline_vars",
     "venice_producers",
     "venice_records",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from venice import __version__, inventory, paths, pipeline, preflight, sources, yamledit
-from venice.cluster import Cluster, component_roles
+from venice.cluster import Cluster, component_groups, component_roles
 from venice.errors import InputError
 from venice.paths import shown
 from venice.reading import written_in
@@ -25,7 +25,14 @@ RECORD = ".venice-source.json"
 _SHIPPED = "venice"
 _CANARY = "canary"
 # A pipeline's parts and the components without which they can't be.
-_PARTS = (("topics", "kafka"), ("schemas", "schema_registry"), ("tables", "pinot"), ("connectors", "connect"), ("producers", "producer"))
+_PARTS = (
+    ("topics", "kafka"),
+    ("schemas", "schema_registry"),
+    ("tables", "pinot"),
+    ("connectors", "connect"),
+    ("producers", "producer"),
+    ("jobs", "spark"),
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ def listing(cluster: Cluster) -> Listing:
     components = [
         Component(name, role.description["title"], list(cluster.groups.get(name, [])), list(role.description.get("requires", [])))
         for name, role in component_roles().items()
+        if name in component_groups()
     ]
     named = {folder.name for folder in cluster.pipelines}
     shipped, local = _pipelines(paths.resource("pipelines")), _pipelines(Path("pipelines"))
@@ -105,8 +113,8 @@ def listing(cluster: Cluster) -> Listing:
 
 def kind(what: str) -> str:
     """`component`, `pipeline` or `source` for what a person typed. Raises InputError with the nearest name for neither."""
-    known = [*component_roles(), *sorted(_pipelines(paths.resource("pipelines")) | _pipelines(Path("pipelines")))]
-    if what.replace("-", "_") in component_roles():
+    known = [*component_groups(), *sorted(_pipelines(paths.resource("pipelines")) | _pipelines(Path("pipelines")))]
+    if what.replace("-", "_") in component_groups():
         return "component"
     if what in known:
         return "pipeline"
@@ -220,8 +228,9 @@ def _named(place: Path, target: Path, source: Source | None, overwrite: Callable
         _write(*edit)
         outcome.changes.append(f"{shown(edit[0])}: venice_pipelines: added {name}")
     if outcome.changes:
-        # producers are containers: hosts have to be brought up to them, too
-        last = f"venice deploy -i {_called(place)}" if pipeline.load(target).producers else f"venice apply {name} -i {_called(place)}"
+        # producers and jobs are containers: hosts have to be brought up to them, too
+        found = pipeline.load(target)
+        last = f"venice deploy -i {_called(place)}" if found.producers or found.jobs else f"venice apply {name} -i {_called(place)}"
         outcome.next = [f"venice plan -i {_called(place)}", last]
     return outcome
 
@@ -307,7 +316,7 @@ def _checked(cluster: Cluster, place: Path, folder: Path, source: Source | None,
 def _files(found: pipeline.Pipeline) -> list[Path]:
     files = [s.file for s in found.schemas] + [s.file for s in found.sql] + [c.path for c in found.connectors]
     files += [file for table in found.tables for file in (table.schema, table.table)]
-    return files + [p.script for p in found.producers if p.script]
+    return files + [p.script for p in (*found.producers, *found.jobs) if p.script]
 
 
 def _naming(cluster: Cluster, place: Path, name: str) -> tuple[Path, str] | None:

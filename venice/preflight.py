@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from venice.cluster import Cluster, component_roles, roles, size
+from venice.cluster import Cluster, component_groups, component_roles, roles, size
 from venice.errors import InputError
 from venice.reading import written_in
 
@@ -120,7 +120,7 @@ def _like(word: str, known: list[str]) -> str:
 
 
 def _groups(cluster: Cluster) -> Iterator[Finding]:
-    known = list(component_roles())
+    known = component_groups()
     used = {c for host in cluster.hosts.values() for c in host.components}
     for group, hosts in cluster.groups.items():
         if group in known or group in ("all", "ungrouped"):

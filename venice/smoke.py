@@ -20,7 +20,6 @@ from typing import Any
 import fastavro
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from venice.cluster import component_roles
 from venice.connect import Connect
 from venice.errors import UnreachableError, VeniceError
 from venice.hosts import DockerHost, over
@@ -204,12 +203,10 @@ class _Smoke:
         return f"all {len(partitions)} partitions have all replicas in sync"
 
     def endpoints(self) -> list[tuple[str, str, int]]:
-        """Every advertised endpoint: whose it is, address, port. Without those on which only a component's leader listens."""
+        """Every advertised endpoint: whose it is, address, port. Without those on which a healthy instance need not listen."""
+        found = self.cluster.instances()
         return [
-            (f"{i.component} on {i.host}", i.address, port)
-            for i in self.cluster.instances()
-            for name, port in sorted(i.ports.items())
-            if name not in component_roles()[i.component].description.get("leader_ports", ())
+            (f"{i.component} on {i.host}", i.address, port) for i in found for name, port in sorted(i.ports.items()) if name not in i.idle
         ]
 
     def from_hosts(self) -> str:

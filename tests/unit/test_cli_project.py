@@ -223,9 +223,9 @@ def test_completion_never_creates_or_asks(place, tmp_path):
 
 
 def test_completion_knows_the_components_that_the_model_knows():
-    from venice.cluster import component_roles
+    from venice.cluster import component_groups
 
-    assert completion.components() == sorted(component_roles())
+    assert completion.components() == sorted(component_groups())
 
 
 @pytest.mark.parametrize("text", ["- a\n", "a: [\n", "all: 1\n", "", "all:\n  hosts: [a]\n"])

@@ -342,6 +342,11 @@ def test_sql_without_an_engine_names_line_and_group(cluster, sample):
     refused(cluster, sample, r"pipeline.yml:2: a.sql: nothing runs postgres")
 
 
+def test_jobs_without_spark_are_refused(cluster, sample):
+    write(sample, **{"pipeline.yml": "jobs:\n  - {name: j, on: spark, script: j.py}\n", "j.py": ""})
+    refused(cluster, sample, r"pipeline.yml:2: nothing can run job j: the group spark")
+
+
 def test_producers_without_a_host_are_refused(cluster, sample):
     write(sample, **{"pipeline.yml": "producers:\n  - {name: p, image: i}\n"})
     refused(cluster, sample, r"pipeline.yml:2: nothing can run producer p: the group producer")

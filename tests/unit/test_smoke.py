@@ -12,6 +12,8 @@ from venice.smoke import BrokenHopError, Hop, SmokeResult
 
 
 class Instance(SimpleNamespace):
+    idle = frozenset()
+
     def endpoint(self, port):
         return f"{self.address}:{self.ports[port]}"
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from venice.kafka import Kafka
 
 TOPIC = TopicSpec("venice.pipelines", 1, None, {"cleanup.policy": "compact", "retention.ms": "-1"})
-KINDS = ("topic", "schema", "sql", "table", "connector", "producer")
+KINDS = ("topic", "schema", "sql", "table", "connector", "producer", "job")
 _SECONDS = 5.0
 
 

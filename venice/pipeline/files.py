@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 from venice import paths, schema_files
 from venice.errors import InputError
 from venice.pipeline.connectors import ConnectorFile, as_text
-from venice.pipeline.model import Pipeline, Producer, Schema, Sql
+from venice.pipeline.model import Job, Pipeline, Producer, Schema, Sql
 from venice.pipeline.tables import TableFiles
 from venice.specs import TopicSpec, retention_ms
 
@@ -78,6 +78,8 @@ def load(folder: Path) -> Pipeline:
     for n, item in items("producers", "producer", "name"):
         if "script" in item:
             path(item["script"], "producers", n, "script")
+    for n, item in items("jobs", "job", "name"):
+        path(item["script"], "jobs", n, "script")
     return Pipeline(
         folder.resolve().name,
         folder,
@@ -88,6 +90,7 @@ def load(folder: Path) -> Pipeline:
         tuple(tables),
         tuple(connectors),
         tuple(_producers(folder, document)),
+        tuple(_jobs(folder, document)),
         places,
     )
 
@@ -97,14 +100,23 @@ def producers(folder: Path) -> list[Producer]:
 
     InputError as from `load` when the file can't be understood.
     """
-    file = folder / FILE
+    found = _alone(folder, _producers)
+    return list(load(folder).producers) if found is None else found
+
+
+def jobs(folder: Path) -> list[Job]:
+    """The jobs alone, as `producers`."""
+    found = _alone(folder, _jobs)
+    return list(load(folder).jobs) if found is None else found
+
+
+def _alone(folder: Path, read: Callable[[Path, Mapping[str, Any]], list[Any]]) -> list[Any] | None:
+    """One section's programs; None when something is wrong with them, which `load` can say better."""
     try:
-        found = _producers(folder, yaml.load(_read(file), Loader=_Loader) or {})  # noqa: S506 (a safe loader's child)
-        if all(producer.script is None or producer.script.is_file() for producer in found):
-            return found
+        found = read(folder, yaml.load(_read(folder / FILE), Loader=_Loader) or {})  # noqa: S506 (a safe loader's child)
+        return found if all(program.script is None or program.script.is_file() for program in found) else None
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
-        pass
-    return list(load(folder).producers)
+        return None
 
 
 def _producers(folder: Path, document: Mapping[str, Any]) -> list[Producer]:
@@ -121,6 +133,18 @@ def _producers(folder: Path, document: Mapping[str, Any]) -> list[Producer]:
             item.get("memory"),
         )
         for item in document.get("producers") or []
+    ]
+
+
+def _jobs(folder: Path, document: Mapping[str, Any]) -> list[Job]:
+    return [
+        Job(
+            item["name"],
+            folder.resolve().name,
+            folder / item["script"],
+            {key: as_text(value) for key, value in (item.get("environment") or {}).items()},
+        )
+        for item in document.get("jobs") or []
     ]
 
 
@@ -209,7 +233,7 @@ def _validate(file: Path, document: Any, lines: Mapping[tuple, int]) -> None:
 
 
 def _refuse_doubles(file: Path, document: Mapping[str, Any], lines: Mapping[tuple, int]) -> None:
-    for section, key in (("topics", "name"), ("schemas", "subject"), ("sql", "file"), ("producers", "name")):
+    for section, key in (("topics", "name"), ("schemas", "subject"), ("sql", "file"), ("producers", "name"), ("jobs", "name")):
         seen: dict[str, int] = {}
         for n, item in enumerate(document.get(section) or []):
             line = _line(lines, (section, n))

@@ -70,6 +70,27 @@ class Producer:
 
 
 @dataclass(frozen=True)
+class Job:
+    """A streaming job: a Python `script` that Venice submits to a stream processor, with its driver in a container."""
+
+    name: str
+    pipeline: str
+    script: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def instance(self) -> str:
+        """The name of its driver's instance, as `venice status` shows it."""
+        return f"spark-job-{self.name}"
+
+    @property
+    def digest(self) -> str:
+        """What tells this job from another, its script's text included: 12 hex digits."""
+        said = [self.script.read_text(), sorted(self.environment.items())]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """A pipeline folder, read and checked. `places`: where each thing stands, `file:line` by kind and name (and key)."""
 
@@ -82,6 +103,7 @@ class Pipeline:
     tables: tuple[TableFiles, ...] = ()
     connectors: tuple[ConnectorFile, ...] = ()
     producers: tuple[Producer, ...] = ()
+    jobs: tuple[Job, ...] = ()
     places: Mapping[tuple[str, ...], str] = field(default_factory=dict)
 
     def place(self, *what: str) -> str:

@@ -1,7 +1,7 @@
 """What it takes to make a cluster what pipelines say: compared and checked before anything is changed, then carried out in order.
 
-Order: topics, schemas, SQL, tables, connectors; producers are containers, so Ansible makes them (`Plan.producers`). What `prune`
-removes goes last, when the producers are gone.
+Order: topics, schemas, SQL, tables, connectors; producers and jobs are containers, so Ansible makes them (`Plan.programs`). What `prune`
+removes goes last, when the programs are gone.
 """
 
 import json
@@ -19,13 +19,14 @@ from venice.pipeline.applied import KINDS, Applied, write
 from venice.pipeline.connectors import config_differences, line_with
 from venice.pipeline.engines import ENGINES, Statements, forget, made
 from venice.pipeline.files import digest, load
-from venice.pipeline.look import Look, Stored, Wanted, kafka_of, producer_differences, topic_differences
+from venice.pipeline.look import Look, Stored, Wanted, kafka_of, program_differences, topic_differences
 from venice.pipeline.model import Change, Pipeline, Schema
 from venice.pipeline.tables import TableFiles, unknown
 from venice.specs import Difference, TopicSpec
 
 Report = Callable[[str], None]
-_REMOVALS = ("connector", "producer", "table", "schema", "topic", "sql")
+PROGRAM_KINDS = ("producer", "job")
+_REMOVALS = ("connector", "producer", "job", "table", "schema", "topic", "sql")
 _REMOVED = {"topic": "is removed with all its records", "table": "is removed with all its rows", "sql": "is forgotten; what it did stays"}
 _MIXING = "records of one key are then in order only before and only after it"
 
@@ -58,7 +59,7 @@ class Plan:
     digest: str
     before: Applied | None
     steps: list[Step] = field(default_factory=list)
-    producers: list[Change] = field(default_factory=list)
+    programs: list[Change] = field(default_factory=list)
     removals: list[Step] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
@@ -66,7 +67,7 @@ class Plan:
     @property
     def changes(self) -> list[Change]:
         """All changes, in the order in which they are made."""
-        return [step.change for step in self.steps] + self.producers + [step.change for step in self.removals]
+        return [step.change for step in self.steps] + self.programs + [step.change for step in self.removals]
 
     @property
     def removed(self) -> set[tuple[str, str]]:
@@ -101,12 +102,12 @@ class Plans:
         return [question for plan in self.all for question in plan.questions]
 
     @property
-    def with_producers(self) -> list[str]:
+    def with_programs(self) -> list[str]:
         """Pipelines whose containers have to be made, changed or removed."""
-        return [p.pipeline.name for p in self.all if p.producers or any(kind == "producer" for kind, _ in p.removed)]
+        return [p.pipeline.name for p in self.all if p.programs or any(kind in PROGRAM_KINDS for kind, _ in p.removed)]
 
     def apply(self, report: Report = lambda line: None) -> None:
-        """Make all changes but the producers' and the removals, and wait until each connector and every task of theirs runs.
+        """Make all changes but those of producers and jobs, and the removals, and wait until each connector and every task of theirs runs.
 
         VeniceError names the pipeline, file and line; what was made until then stays, what comes after was not begun.
         """
@@ -198,10 +199,11 @@ class Planner:
             self._table(plan, files)
         for name, stored in self.wanted.connectors.items():
             self._connector(plan, name, stored, verify)
-        for producer in self.pipeline.producers if self.look.containers else ():
-            action, differences = producer_differences(self.look, producer)
-            if differences:
-                plan.producers.append(Change("producer", producer.name, action, differences))
+        for kind, programs in (("producer", self.pipeline.producers), ("job", self.pipeline.jobs)):
+            for program in programs if self.look.containers else ():
+                action, differences = program_differences(self.look, program)
+                if differences:
+                    plan.programs.append(Change(kind, program.name, action, differences))
         plan.left = self._left(plan.before)
         if prune:
             self._prune(plan)
@@ -388,7 +390,8 @@ class Planner:
             "sql": lambda: True,
             "table": lambda: bool(self.cluster.groups.get("pinot")) and name in self._pinot().tables(),
             "connector": lambda: name in self.look.connectors,
-            "producer": lambda: not self.look.containers or f"venice-producer-{name}" in self.look.producers,
+            "producer": lambda: not self.look.containers or f"venice-producer-{name}" in self.look.programs,
+            "job": lambda: not self.look.containers or f"venice-spark-job-{name}" in self.look.programs,
         }
         return there[kind]()
 
@@ -396,6 +399,7 @@ class Planner:
         acts: dict[str, Callable[[str], None]] = {
             "connector": self._delete_connector,
             "producer": lambda name: None,  # the playbook removes it
+            "job": lambda name: None,
             "schema": lambda name: self._registry().delete(name) and None,
             "table": lambda name: self._pinot().delete(name),
             "topic": self._delete_topic,
