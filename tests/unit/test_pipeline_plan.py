@@ -336,7 +336,7 @@ def test_sql_without_an_engine_names_line_and_group(cluster, sample):
     write(sample, **{"pipeline.yml": "sql:\n  - file: a.sql\n"})
     assert "on: postgres" in refused(cluster, sample, r"pipeline.yml:2: a.sql: the inventory has no stream processor").remedy
     write(sample, **{"pipeline.yml": "sql:\n  - file: a.sql\n    on: flink\n"})
-    refused(cluster, sample, r"pipeline.yml:2: a.sql: this Venice can't run SQL on flink")
+    refused(cluster, sample, r"pipeline.yml:2: a.sql: nothing runs flink")
     cluster.groups["postgres"] = []
     write(sample, **{"pipeline.yml": "sql:\n  - file: a.sql\n    on: postgres\n"})
     refused(cluster, sample, r"pipeline.yml:2: a.sql: nothing runs postgres")

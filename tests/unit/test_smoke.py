@@ -109,7 +109,8 @@ def test_plain_form():
     assert plain["hops"][0] == {"name": "a", "ok": True, "seconds": 0.123, "detail": "fine", "says": "", "remedy": ""}
 
 
-def test_ports_on_which_only_a_leader_listens_are_not_asked_for(test, monkeypatch):
-    node = Instance(component="zookeeper", host="lab-1", address="10.0.0.1", ports={"client": 2181, "peer": 2888, "election": 3888})
+def test_ports_on_which_a_healthy_instance_need_not_listen_are_not_asked_for(test, monkeypatch):
+    ports = {"client": 2181, "peer": 2888, "election": 3888}
+    node = Instance(component="zookeeper", host="lab-1", address="10.0.0.1", ports=ports, idle=frozenset({"peer"}))
     monkeypatch.setattr(test.cluster, "instances", lambda component=None: [node])
     assert test.endpoints() == [("zookeeper on lab-1", "10.0.0.1", 2181), ("zookeeper on lab-1", "10.0.0.1", 3888)]
