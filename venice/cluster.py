@@ -471,7 +471,7 @@ class Cluster:
 
         hosts = self.groups["producer"]
         found: dict[str, dict[str, Any]] = {}
-        for p in (p for folder in self.pipelines for p in pipeline.producers(folder)):
+        for p in (p for folder in self.pipelines for p in pipeline.belonging(pipeline.producers(folder), self.groups)):
             if p.name in found:
                 raise InputError(f"pipelines {found[p.name]['pipeline']} and {p.pipeline} both have a producer {p.name}", "rename one")
             found[p.name] = {
@@ -497,7 +497,7 @@ class Cluster:
         from venice import pipeline
 
         jobs: dict[str, Any] = {}
-        for job in (job for folder in self.pipelines for job in pipeline.jobs(folder)):
+        for job in (job for folder in self.pipelines for job in pipeline.belonging(pipeline.jobs(folder), self.groups)):
             if job.name in jobs:
                 raise InputError(f"pipelines {jobs[job.name].pipeline} and {job.pipeline} both have a job {job.name}", "rename one")
             jobs[job.name] = job

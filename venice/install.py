@@ -229,7 +229,7 @@ def _named(place: Path, target: Path, source: Source | None, overwrite: Callable
         outcome.changes.append(f"{shown(edit[0])}: venice_pipelines: added {name}")
     if outcome.changes:
         # producers and jobs are containers: hosts have to be brought up to them, too
-        found = pipeline.load(target)
+        found = pipeline.load(target).within(cluster.groups)
         last = f"venice deploy -i {_called(place)}" if found.producers or found.jobs else f"venice apply {name} -i {_called(place)}"
         outcome.next = [f"venice plan -i {_called(place)}", last]
     return outcome
@@ -292,10 +292,11 @@ def _make(file: Path, content: bytes) -> None:
 def _checked(cluster: Cluster, place: Path, folder: Path, source: Source | None, temporary: str, outcome: Outcome) -> None:
     """Loads the pipeline and the inventory with it. Raises InputError; warns of components that it needs and that have no hosts."""
     try:
-        found = pipeline.load(folder)
-        for file in _files(found):
+        whole = pipeline.load(folder)
+        for file in _files(whole):
             if not file.resolve().is_relative_to(folder.resolve()):
                 raise InputError(f"{folder}: {file} is outside of the pipeline's folder", "put it inside")
+        found = whole.within(cluster.groups)
         missing = [(part, needed) for part, needed in _PARTS if getattr(found, part) and not cluster.groups.get(needed)]
         for part, needed in missing:
             outcome.warnings.append(f"{folder.name} has {part}, but {needed} has no hosts: venice install {needed} --hosts ...")

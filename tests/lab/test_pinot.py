@@ -90,7 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found.mkdir()
     (found / "pipeline.yml").write_text(PIPELINE)
     (found / "transaction.avsc").write_text(json.dumps(AVRO))
-    shutil.copy(SHIPPED / "pinot" / "aggregate.avsc", found)
+    shutil.copy(SHIPPED / "schemas" / "aggregate.avsc", found)
     shutil.copy(SHIPPED / "pinot_publisher.py", found / "publisher.py")
     for name, of in (("table.schema.json", "transactions.schema.json"), ("table.json", "transactions.table.json")):
         text = (SHIPPED / "pinot" / of).read_text()

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import shutil
 import struct
 import time
 from collections import defaultdict
@@ -20,7 +21,7 @@ from venice import lab as machines
 from venice.cluster import Cluster
 from venice.kafka import Kafka
 
-SOURCE = ROOT / "pipelines" / "transactions" / "spark"
+SHIPPED = ROOT / "pipelines" / "transactions"
 INPUT, OUTPUT, DEAD = "sparktest_transactions", "sparktest_windows", "dlq.sparktest"
 JOB = "venice-spark-job-sparktest"
 WINDOW_MS, LATENESS_MS = 3000, 1000
@@ -34,7 +35,7 @@ TRANSACTION = {
         {"name": "event_time", "type": {"type": "long", "logicalType": "timestamp-millis"}},
     ],
 }
-AGGREGATE = json.loads((SOURCE / "aggregate.avsc").read_text())
+AGGREGATE = json.loads((SHIPPED / "schemas" / "aggregate.avsc").read_text())
 PIPELINE = {
     "topics": [{"name": INPUT, "partitions": 3}, {"name": OUTPUT}, {"name": DEAD}],
     "schemas": [
@@ -140,8 +141,8 @@ def place(lab: list[str], tmp_path_factory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("spark") / "lab"
     pipeline = folder / "pipelines" / "sparktest"
     pipeline.mkdir(parents=True)
-    for file in ("aggregate.py", "aggregate.avsc"):
-        (pipeline / file).write_text((SOURCE / file).read_text())
+    for file in ("spark/aggregate.py", "schemas/aggregate.avsc"):
+        shutil.copy(SHIPPED / file, pipeline)
     (pipeline / "transaction.avsc").write_text(json.dumps(TRANSACTION))
     (pipeline / "pipeline.yml").write_text(yaml.safe_dump(PIPELINE))
     original = ROOT / "inventory" / "lab"

@@ -324,12 +324,14 @@ def test_a_failed_statement_leaves_what_comes_after_it(cluster, sample):
     assert apply(cluster, sample) == ["+ sql a.sql", "+ connector sink"], "the next apply goes on from there"
 
 
-def test_optional_sql_is_left_out_without_its_engine(cluster, sample):
-    write(sample, **{"pipeline.yml": "sql:\n  - file: a.sql\n    on: postgres\n    optional: true\n"})
+def test_what_belongs_to_a_component_is_left_out_without_it(cluster, sample):
+    write(sample, **{"pipeline.yml": "sql:\n  - file: a.sql\n    on: postgres\n    only_with: postgres\n"})
     assert apply(cluster, sample)[-1] == "+ sql a.sql"
     write(sample, **{"a.sql": "SELECT 2;"})
     cluster.groups["postgres"] = []
     assert apply(cluster, sample) == []
+    write(sample, **{"pipeline.yml": "sql:\n  - file: a.sql\n    only_with: postgras\n"})
+    refused(cluster, sample, r"pipeline.yml:3: sql.0.only_with: no component postgras")
 
 
 def test_sql_without_an_engine_names_line_and_group(cluster, sample):

@@ -67,7 +67,6 @@ def statements(cluster: Any, pipeline: Pipeline, variables: Mapping[str, Any]) -
     return [
         Statements(pipeline.name, sql.name, sql.file, replaced(sql.text, variables, sql.file), _engine(cluster, pipeline, sql.name, sql.on))
         for sql in pipeline.sql
-        if not (sql.optional and sql.on in ENGINES and not cluster.groups.get(ENGINES[sql.on].component))
     ]
 
 

@@ -38,6 +38,7 @@ def load(folder: Path) -> Pipeline:
     document, lines = _parse(file, _read(file))
     _validate(file, document, lines)
     _refuse_doubles(file, document, lines)
+    _refuse_unknown(file, document, lines)
     places: dict[tuple[str, ...], str] = {}
 
     def path(name: str, *place: Any) -> Path:
@@ -56,13 +57,13 @@ def load(folder: Path) -> Pipeline:
         for n, item in items("schemas", "schema", "subject")
     ]
     sql = [
-        Sql(item["file"], target := path(item["file"], "sql", n, "file"), _read(target), item.get("on"), item.get("optional", False))
+        Sql(item["file"], target := path(item["file"], "sql", n, "file"), _read(target), item.get("on"), item.get("only_with", ""))
         for n, item in items("sql", "sql", "file")
     ]
     tables = []
     for n, item in enumerate(document.get("pinot") or []):
         schema, table = (path(item[key], "pinot", n, key) for key in ("schema", "table"))
-        found = TableFiles.of(schema, table, _read(schema), _read(table))
+        found = TableFiles.of(schema, table, _read(schema), _read(table), item.get("only_with", ""))
         if found.name in (other.name for other in tables):
             raise InputError(f"{file}:{_line(lines, ('pinot', n))}: pinot: there is already a table {found.name}", "keep one")
         places["table", found.name] = f"{file}:{_line(lines, ('pinot', n))}"
@@ -131,6 +132,7 @@ def _producers(folder: Path, document: Mapping[str, Any]) -> list[Producer]:
             | {key: as_text(value) for key, value in (item.get("environment") or {}).items()},
             tuple(item.get("health") or ()),
             item.get("memory"),
+            item.get("only_with", ""),
         )
         for item in document.get("producers") or []
     ]
@@ -143,6 +145,7 @@ def _jobs(folder: Path, document: Mapping[str, Any]) -> list[Job]:
             folder.resolve().name,
             folder / item["script"],
             {key: as_text(value) for key, value in (item.get("environment") or {}).items()},
+            item.get("only_with", ""),
         )
         for item in document.get("jobs") or []
     ]
@@ -240,6 +243,18 @@ def _refuse_doubles(file: Path, document: Mapping[str, Any], lines: Mapping[tupl
             if item[key] in seen:
                 raise InputError(f"{file}:{line}: {section}: {item[key]} is already in line {seen[item[key]]}", "keep one")
             seen[item[key]] = line
+
+
+def _refuse_unknown(file: Path, document: Mapping[str, Any], lines: Mapping[tuple, int]) -> None:
+    from venice.cluster import component_groups
+
+    for section in ("sql", "pinot", "producers", "jobs"):
+        for n, item in enumerate(document.get(section) or []):
+            if "only_with" in item and item["only_with"] not in component_groups():
+                line = _line(lines, (section, n, "only_with"))
+                raise InputError(
+                    f"{file}:{line}: {section}.{n}.only_with: no component {item['only_with']}", f"known: {', '.join(component_groups())}"
+                )
 
 
 def _topic(item: Mapping[str, Any]) -> TopicSpec:

@@ -46,6 +46,7 @@ class Wanted:
         """InputError naming file and line of what can't be resolved, or what the inventory has no component for."""
         from venice.pipeline import FILE, dead_letter_topic, replaced
 
+        pipeline = pipeline.within(cluster.groups)
         variables = cluster.pipeline_vars
         connectors: dict[str, Stored] = {}
         for file in pipeline.connectors:

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from venice.pipeline.connectors import ConnectorFile
 from venice.pipeline.tables import TableFiles
@@ -29,14 +29,14 @@ class Schema:
 class Sql:
     """A file of statements. `name` is what `pipeline.yml` calls it; `on` the engine, None for the inventory's stream processor.
 
-    `text` is the file before `${...}` are replaced. `optional`: left out where the inventory has no such engine.
+    `text` is the file before `${...}` are replaced.
     """
 
     name: str
     file: Path
     text: str
     on: str | None = None
-    optional: bool = False
+    only_with: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Producer:
     environment: Mapping[str, str] = field(default_factory=dict)
     health: tuple[str, ...] = ()
     memory: str | None = None
+    only_with: str = ""
 
     @property
     def instance(self) -> str:
@@ -77,6 +78,7 @@ class Job:
     pipeline: str
     script: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    only_with: str = ""
 
     @property
     def instance(self) -> str:
@@ -90,9 +92,20 @@ class Job:
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
 
+Part = TypeVar("Part", Sql, TableFiles, Producer, Job)
+
+
+def belonging(parts: Iterable[Part], groups: Mapping[str, Any]) -> list[Part]:
+    """Those that an inventory with these groups (component -> hosts) is to have."""
+    return [part for part in parts if not part.only_with or groups.get(part.only_with)]
+
+
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline folder, read and checked. `places`: where each thing stands, `file:line` by kind and name (and key)."""
+    """A pipeline folder, read and checked. `places`: where each thing stands, `file:line` by kind and name (and key).
+
+    What has `only_with` is left out where the inventory has no host for that component: see `within`.
+    """
 
     name: str
     folder: Path
@@ -105,6 +118,11 @@ class Pipeline:
     producers: tuple[Producer, ...] = ()
     jobs: tuple[Job, ...] = ()
     places: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+
+    def within(self, groups: Mapping[str, Any]) -> "Pipeline":
+        """What of it an inventory with these groups (component -> hosts) is to have."""
+        parts = ("sql", "tables", "producers", "jobs")
+        return replace(self, **{part: tuple(belonging(getattr(self, part), groups)) for part in parts})
 
     def place(self, *what: str) -> str:
         """`file:line` of a thing (kind, name) or of one key of it; the file alone for what is implied, as a dead letter topic."""

@@ -21,9 +21,10 @@ class TableFiles:
     table: Path
     schema_text: str
     table_text: str
+    only_with: str = ""
 
     @classmethod
-    def of(cls, schema: Path, table: Path, schema_text: str, table_text: str) -> "TableFiles":
+    def of(cls, schema: Path, table: Path, schema_text: str, table_text: str, only_with: str = "") -> "TableFiles":
         """InputError naming file and line of what is no schema and table that belong together."""
         documents = {}
         for path, text, key in ((schema, schema_text, "schemaName"), (table, table_text, "tableName")):
@@ -37,7 +38,7 @@ class TableFiles:
         if documents[table].get("tableType") not in _TYPES:
             line = line_with(table_text, '"tableType"')
             raise InputError(f"{table}:{line}: tableType must be {' or '.join(_TYPES)}", "REALTIME for a table that follows a topic")
-        return cls(name, schema, table, schema_text, table_text)
+        return cls(name, schema, table, schema_text, table_text, only_with)
 
     def load(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """What Pinot is given: `{tableName, schema, realtime}` (or `offline`), variables replaced."""
