@@ -72,6 +72,12 @@ def sql(cluster: Cluster, query: str) -> str:
     return done.stdout.strip()
 
 
+def kill(host: str, container: str) -> None:
+    """`kill -9` of a container's first process, as when the machine runs out of memory."""
+    done = machines.run(host, ["sudo", "sh", "-c", f"kill -9 $(docker inspect --format '{{{{.State.Pid}}}}' {container})"])
+    assert done.returncode == 0, done.stderr
+
+
 def from_json(text: str, name: str):
     """A command's `--json` output, checked against the form that `docs/json/<name>.schema.json` promises."""
     schema = json.loads((ROOT / "docs" / "json" / f"{name}.schema.json").read_text())
@@ -81,7 +87,7 @@ def from_json(text: str, name: str):
     return found
 
 
-def take_away(cluster: Cluster, folder: Path, empty: Path, undo: str) -> None:
+def take_away(cluster: Cluster, folder: Path, empty: Path, undo: str, inventory: str | Path = "lab") -> None:
     """Removes what a pipeline made, of whichever earlier run: as a user does, by applying its folder emptied (made in `empty`).
 
     `undo`: SQL that drops what its own SQL made.
@@ -95,7 +101,7 @@ def take_away(cluster: Cluster, folder: Path, empty: Path, undo: str) -> None:
     made = Wanted.of(cluster, load(folder)).resources
     (empty / folder.name).mkdir(exist_ok=True)
     (empty / folder.name / "pipeline.yml").write_text("description: emptied\n")
-    venice("apply", str(empty / folder.name), "-i", "lab", "--prune", "--yes")
+    venice("apply", str(empty / folder.name), "-i", str(inventory), "--prune", "--yes")
     # what an apply that was interrupted left is in nobody's record
     connect, kafka, registry = Connect.of(cluster), Kafka.of(cluster), Registry.of(cluster)
     for name in made["connector"]:

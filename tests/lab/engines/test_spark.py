@@ -51,12 +51,6 @@ PIPELINE = {
         }
     ],
 }
-# Only what is Spark's: others may have containers of their own there.
-REMOVE = """
-docker ps --all --quiet --filter label=venice.component=spark_job | xargs --no-run-if-empty docker rm --force > /dev/null
-docker ps --all --quiet --filter label=venice.component=spark | xargs --no-run-if-empty docker rm --force > /dev/null
-rm -rf /etc/venice/spark-* /srv/venice/spark-*
-"""
 
 
 class Transactions:
@@ -133,52 +127,30 @@ class Transactions:
 
 
 @pytest.fixture(scope="module")
-def place(lab: list[str], tmp_path_factory) -> Iterator[str]:
-    """The lab's brokers and registries, with Spark on all hosts and one pipeline; Spark and the pipeline are gone afterwards.
-
-    What else runs there stays as it is: it is not in this inventory, and nothing is pruned.
-    """
-    folder = tmp_path_factory.mktemp("spark") / "lab"
-    pipeline = folder / "pipelines" / "sparktest"
+def here(cluster: Cluster, inventory: Path) -> Iterator[Cluster]:
+    """The cluster with one pipeline more, named by the inventory; it and all that it made are gone afterwards."""
+    pipeline = inventory / "pipelines" / "sparktest"
     pipeline.mkdir(parents=True)
     for file in ("spark/aggregate.py", "schemas/aggregate.avsc"):
         shutil.copy(SHIPPED / file, pipeline)
     (pipeline / "transaction.avsc").write_text(json.dumps(TRANSACTION))
     (pipeline / "pipeline.yml").write_text(yaml.safe_dump(PIPELINE))
-    original = ROOT / "inventory" / "lab"
-    hosts = yaml.safe_load((original / "hosts.yml").read_text())
-    children = hosts["all"]["children"]
-    hosts["all"]["children"] = {name: children[name] for name in ("kafka", "schema_registry")} | {"spark": {"hosts": dict.fromkeys(HOSTS)}}
-    (folder / "hosts.yml").write_text(yaml.safe_dump(hosts))
-    (folder / "group_vars").mkdir()
-    for file in (original / "group_vars").iterdir():
-        values = yaml.safe_load(file.read_text())
-        if "venice_pipelines" in values:
-            values["venice_pipelines"] = ["sparktest"]
-        (folder / "group_vars" / file.name).write_text(yaml.safe_dump(values))
-    (folder / ".venice").symlink_to((original / ".venice").resolve())
-    inventory = str(folder / "hosts.yml")
+    variables = inventory / "group_vars" / "all.yml"
+    text = variables.read_text()
+    variables.write_text(text.replace("venice_pipelines: [bus_locations]", "venice_pipelines: [bus_locations, sparktest]"))
     try:
-        venice("deploy", "-i", inventory)
-        yield inventory
+        venice("apply", "sparktest", "-i", str(inventory))
+        yield Cluster.load(inventory)
     finally:
-        for host in HOSTS:
-            assert machines.run(host, ["sudo", "sh", "-c", REMOVE]).returncode == 0
-        cluster = Cluster.load(folder / "hosts.yml")
-        Kafka.of(cluster).delete([INPUT, OUTPUT, DEAD])
-        for subject in (INPUT, OUTPUT):
-            for permanent in ("false", "true"):
-                httpx.delete(f"{cluster.registry_urls[0]}/subjects/{subject}-value", params={"permanent": permanent})
+        (pipeline / "pipeline.yml").write_text("description: emptied\n")
+        venice("apply", "sparktest", "-i", str(inventory), "--prune", "--yes")
+        variables.write_text(text)
+        shutil.rmtree(pipeline)
 
 
 @pytest.fixture(scope="module")
-def cluster(place: str) -> Cluster:
-    return Cluster.load(Path(place))
-
-
-@pytest.fixture(scope="module")
-def transactions(cluster: Cluster) -> Transactions:
-    return Transactions(cluster)
+def transactions(here: Cluster) -> Transactions:
+    return Transactions(here)
 
 
 def kill(host: str, container: str, process: str) -> None:
@@ -202,10 +174,11 @@ def healthy(host: str, container: str) -> bool:
     return machines.run(host, ["sudo", "docker", "inspect", "--format", "{{.State.Health.Status}}", container]).stdout.strip() == "healthy"
 
 
-def test_all_of_it_is_shown(place, cluster):
+def test_all_of_it_is_shown(here):
+    place = str(here.inventory_dir)
     rows = {(c["instance"], c["host"]): c["health"] for c in json.loads(venice("status", "-i", place, "--json"))["containers"]}
-    wanted = [("spark-master", "lab-1"), *(("spark-worker", host) for host in HOSTS), ("spark-job-sparktest", job_host(cluster))]
-    assert {place: rows.get(place) for place in wanted} == dict.fromkeys(wanted, "healthy")
+    wanted = [("spark-master", "lab-1"), *(("spark-worker", host) for host in HOSTS), ("spark-job-sparktest", job_host(here))]
+    assert {row: rows.get(row) for row in wanted} == dict.fromkeys(wanted, "healthy")
     pages = {page["name"]: page["url"] for page in from_json(venice("open", "-i", place, "--json"), "open")}
     assert httpx.get(pages["spark"]).status_code == 200
     assert "Active Streaming Queries" in httpx.get(pages["spark-jobs"], follow_redirects=True).text
@@ -213,10 +186,10 @@ def test_all_of_it_is_shown(place, cluster):
     assert (mine["state"], mine["differences"]) == ("in step", [])
 
 
-def test_the_executor_runs_beside_its_driver(cluster):
-    state = httpx.get(f"http://{cluster.instances('spark')[0].endpoint('ui')}/json/").json()
+def test_the_executor_runs_beside_its_driver(here):
+    state = httpx.get(f"http://{here[0].endpoint('ui')}/json/").json()
     used = {worker["host"]: worker["coresused"] for worker in state["workers"] if worker["state"] == "ALIVE"}
-    host = job_host(cluster)
+    host = job_host(here)
     assert used == {f"{name}.spark": 2 if name == host else 0 for name in HOSTS}
 
 
@@ -251,8 +224,8 @@ def test_what_can_not_be_counted_stops_nothing(transactions):
     ("component", "process"),
     [("spark-job-sparktest", "SparkSubmit"), ("spark-worker", "CoarseGrainedExecutorBackend"), ("spark-worker", "deploy.worker.Worker")],
 )
-def test_a_killed_process_costs_no_window(cluster, transactions, component, process):
-    host, container = job_host(cluster), f"venice-{component}"
+def test_a_killed_process_costs_no_window(here, transactions, component, process):
+    host, container = job_host(here), f"venice-{component}"
     before = restarts(host, container)
     transactions.send(4)
     kill(host, container, process)
@@ -264,6 +237,6 @@ def test_a_killed_process_costs_no_window(cluster, transactions, component, proc
     wait_until(lambda: healthy(host, container) and healthy(host, JOB), 60, "all healthy")
 
 
-def test_logs_have_what_executors_say(place, cluster):
-    said = venice("logs", "spark-worker", "-i", place, "--tail", "200")
+def test_logs_have_what_executors_say(here):
+    said = venice("logs", "spark-worker", "-i", str(here.inventory_dir), "--tail", "200")
     assert "Launching executor" in said or "Asked to launch executor" in said

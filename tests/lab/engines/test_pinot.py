@@ -9,9 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
-from tests.lab.support import ROOT, from_json, starts, venice, wait_until
+from tests.lab.support import ROOT, from_json, kill, starts, venice, wait_until
 from venice import lab as machines
 from venice.cluster import Cluster
 from venice.errors import VeniceError
@@ -50,37 +49,6 @@ producers:
     health: [health]
 """
 WINDOW = 3_000
-
-
-@pytest.fixture(scope="module")
-def inventory(deployed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The lab's inventory with ZooKeeper and Pinot on all three hosts: the same cluster, with its secrets and records."""
-    folder = tmp_path_factory.mktemp("inventory") / "lab"
-    shutil.copytree(deployed.inventory_dir, folder, ignore=shutil.ignore_patterns(".venice"))
-    (folder / ".venice").symlink_to(deployed.inventory_dir / ".venice")
-    document = yaml.safe_load((folder / "hosts.yml").read_text())
-    for group in ("zookeeper", "pinot"):
-        document["all"]["children"][group] = {"hosts": dict.fromkeys(document["all"]["hosts"])}
-    (folder / "hosts.yml").write_text(yaml.safe_dump(document))
-    return folder
-
-
-# only what these tests add: what else runs on the lab beside its inventory is not theirs to prune
-_REMOVE = "docker rm --force {containers} > /dev/null; cd /srv/venice && rm -rf pinot* zookeeper; cd /etc/venice && rm -rf pinot* zookeeper"
-
-
-@pytest.fixture(scope="module")
-def cluster(inventory: Path):
-    """The cluster with Pinot; afterwards without, and without its data."""
-    found = Cluster.load(inventory)
-    try:
-        venice("deploy", "-i", str(inventory))
-        yield found
-    finally:
-        for host in found.hosts:
-            added = [i.container for c in ("pinot", "zookeeper") for i in found.instances(c) if i.host == host]
-            done = machines.run(host, ["sudo", "sh", "-c", _REMOVE.format(containers=" ".join(added))])
-            assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -229,8 +197,7 @@ def test_windows_are_those_of_a_plain_count(cluster: Cluster, feed: Feed):
 def test_a_killed_server_reads_again_and_no_window_comes_twice(cluster: Cluster, feed: Feed, pipeline: Path):
     [server] = [i for i in cluster.instances("pinot") if i.name == "pinot-server"]
     begin = (int(time.time() * 1000) - 1_800_000) // WINDOW * WINDOW
-    killed = machines.run(server.host, ["sudo", "sh", "-c", f"kill -9 $(docker inspect --format '{{{{.State.Pid}}}}' {server.container})"])
-    assert killed.returncode == 0, killed.stderr
+    kill(server.host, server.container)
     end = feed.stream(begin, 9)
     found = wait_until(lambda: published(cluster, feed, end), 120, "all windows in the topic")
     check(found, feed, end)
