@@ -29,8 +29,8 @@ class OnFlink:
             differences = []
             if job is None or job.sha256 != file.sha256:
                 differences.append(Difference("text", job and job.sha256[:12], file.sha256[:12]))
-            elif job.state in ("FAILED", "CANCELED", "MISSING"):
-                differences.append(Difference("state", job.state, "RUNNING"))
+            elif job.state not in ("RUNNING", "STARTING", "DECLARED"):
+                differences.append(Difference("state", f"{job.state}: {job.error}" if job.error else job.state, "RUNNING"))
             if differences:
                 found[file.pipeline, file.name] = tuple(differences)
         return found
