@@ -211,8 +211,9 @@ class Cluster:
             manager = InventoryManager(loader=loader, sources=[str(inventory.absolute())])
             variables = VariableManager(loader=loader, inventory=manager)
             variables._extra_vars = {k: trust_as_template(v) if isinstance(v, str) else v for k, v in (extra_vars or {}).items()}
-            raw = {h.name: variables.get_vars(host=h, include_hostvars=False) for h in manager.get_hosts()}
-        return cls(raw, manager.get_groups_dict(), loader)
+            groups = manager.get_groups_dict()
+            raw = {name: variables.get_vars(host=manager.get_host(name), include_hostvars=False) for name in groups["all"]}
+        return cls(raw, groups, loader)
 
     # ---- variables -----------------------------------------------------------------------------------------------
 

@@ -176,9 +176,9 @@ def tables(cluster: Any, bounded: bool) -> list[Table]:
 
     from venice.kafka import Kafka
     from venice.registry import Registry
-    from venice.topics import internal
+    from venice.topics import owner
 
-    topics = sorted({p.topic for p in Kafka.of(cluster).partitions() if not internal(p.topic)})
+    topics = sorted({p.topic for p in Kafka.of(cluster).partitions() if not owner(p.topic)})
     registry = Registry.of(cluster)
     subjects = set(registry.subjects())
     described = [t for t in topics if f"{t}-value" in subjects]
