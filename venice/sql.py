@@ -21,14 +21,15 @@ def run(cluster: Any, script: str, name: str = "") -> Iterator[tuple[str, Result
     if not statements:
         raise InputError("nothing to run", "give a statement, as -e 'SELECT COUNT(*) FROM bus_locations'")
     with Gateway.of(cluster).session({"execution.runtime-mode": "batch", "pipeline.name": "venice sql"}) as session:
-        text = script.casefold()
+        named = script.casefold()
         # declaring a table costs a round trip; a name that does not occur is not meant
-        for table in (t for t in tables(cluster, bounded=True) if t.name.casefold() in text or "show" in text):
+        for table in (t for t in tables(cluster, bounded=True) if t.name.casefold() in named or "show" in named):
             for statement in table.statements:
                 session.run(statement)
         for statement in statements:
+            text = statement.text.rstrip(";\n ")
             try:
-                yield statement.text, session.run(statement.text.rstrip(";\n "))
+                yield text, session.run(text)
             except VeniceError as error:
                 error.message = f"{f'{name}:' if name else 'line '}{statement.line}: {error.message}"
                 raise

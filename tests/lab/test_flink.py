@@ -16,6 +16,7 @@ from venice.flink import Jobs
 
 SHIPPED = ROOT / "pipelines" / "transactions"
 JOB = "transactions.flink"
+PROMPT = r"Flink SQL(\x1b\[0m)?> "
 UNDO = "DROP TABLE IF EXISTS " + ", ".join(f"transactions_aggregate_{engine}" for engine in ("flink", "ksql", "spark", "pinot"))
 USERS = {
     "pipeline.yml": "sql:\n  - {file: table.sql, on: postgres}\n  - {file: users.sql, on: flink}\n",
@@ -80,11 +81,11 @@ def test_all_of_it_is_shown(deployed):
 
 
 def test_topics_are_tables_without_being_declared(deployed):
-    query = "SELECT COUNT(*) AS n, COUNT(DISTINCT bus_id) AS buses FROM bus_locations"
+    query = "SELECT COUNT(*) AS n, COUNT(DISTINCT vehicle_id) AS buses FROM bus_locations"
     found = from_json(venice("sql", "-i", "lab", "--json", "-e", query), "sql")
     [row] = found["rows"]
     assert found["statement"] == query
-    assert row["n"] > row["buses"] == int(sql(deployed, "SELECT count(DISTINCT bus_id) FROM bus_locations_latest"))
+    assert row["n"] > row["buses"] == int(sql(deployed, "SELECT count(*) FROM bus_locations"))
 
 
 def test_a_wrong_statement_is_named_by_its_line(deployed, tmp_path):
@@ -97,14 +98,14 @@ def test_a_wrong_statement_is_named_by_its_line(deployed, tmp_path):
 
 def test_the_client_has_the_tables(deployed):
     child = pexpect.spawn(VENICE[0], [*VENICE[1:], "sql", "-i", "lab"], cwd=str(ROOT), dimensions=(50, 160), encoding="utf8", timeout=120)
-    child.expect("Flink SQL> ")
+    child.expect(PROMPT)
     child.send("SHOW TABLES;\r")
     child.expect("bus_locations")
-    child.expect("Flink SQL> ")
-    child.send("SELECT bus_id FROM bus_locations;\r")
+    child.expect(PROMPT)
+    child.send("SELECT vehicle_id FROM bus_locations;\r")
     child.expect(r"\+I")
     child.send("\x03")
-    child.expect("Flink SQL> ")
+    child.expect(PROMPT)
     child.send("quit;\r")
     child.expect(pexpect.EOF)
     child.close()

@@ -202,6 +202,10 @@ class Jobs:
             for statement in job.statements:
                 if statement not in inserts:
                     self.execute(base, statement)
+            if len(inserts) > 1:
+                # of a set Flink does not say which statement is wrong
+                for statement in inserts:
+                    self.execute(base, statement, "EXPLAIN ")
             one = inserts[0] if len(inserts) == 1 else "EXECUTE STATEMENT SET BEGIN\n" + ";\n".join(inserts) + ";\nEND"
             job_id = self.execute(base, one).get("jobID")
             if not job_id:
@@ -215,9 +219,9 @@ class Jobs:
             with suppress(RefusedError, OSError):  # the gateway ends idle sessions by itself
                 ask("DELETE", base, timeout=5)
 
-    def execute(self, base: str, statement: str) -> dict:
-        """Runs one statement to its end; RefusedError with the root cause and the statement's beginning."""
-        text = _REFERENCE.sub(lambda match: secrets()[match[1]].replace("'", "''"), statement)
+    def execute(self, base: str, statement: str, before: str = "") -> dict:
+        """Runs one statement (with a word before it) to its end; RefusedError with the root cause and the statement's beginning."""
+        text = before + _REFERENCE.sub(lambda match: secrets()[match[1]].replace("'", "''"), statement)
         operation = ask("POST", f"{base}/statements", {"statement": text})["operationHandle"]
         deadline = time.monotonic() + RUN_SECONDS
         while (status := ask("GET", f"{base}/operations/{operation}/status")["status"]) in ("INITIALIZED", "PENDING", "RUNNING"):
