@@ -390,7 +390,8 @@ class Sink:
         while not self.stopping.is_set():
             store = reader = None
             try:
-                store, reader = connect(), source()
+                store = connect()
+                reader = source()
                 self.follow(store, reader)
             except AgainError as error:
                 self.says = f"begins again: {error}"
