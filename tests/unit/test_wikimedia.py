@@ -116,7 +116,7 @@ def test_numbers_of_a_faster_feed_are_no_reason_to_wait(player, recording):
 
 
 def test_the_pipeline_names_an_image_of_venices_own(tmp_path):
-    groups = dict.fromkeys(("kafka", "schema_registry", "producer"), {"hosts": {"a": {"ansible_host": "192.0.2.1"}}})
+    groups = {key: {"hosts": {"a": {"ansible_host": "192.0.2.1"}}} for key in ("kafka", "schema_registry", "producer")}
     (tmp_path / "hosts.yml").write_text(yaml.safe_dump(groups))
     cluster = Cluster.load(tmp_path, {"venice_pipelines": ["wikimedia"]})
     [container] = [c for c in cluster.desired("a")["containers"] if c["instance"] == "producer-wikimedia-feed"]
