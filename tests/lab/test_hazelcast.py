@@ -22,7 +22,6 @@ from tests.lab.support import ROOT, sql, starts, venice, wait_until
 from venice import lab as machines
 from venice import paths
 from venice.cluster import Cluster
-from venice.registry import Registry
 
 TOPIC = "hz_check_latest"
 AVRO = """{"type": "record", "name": "HzCheck", "fields": [{"name": "id", "type": "string"}, {"name": "n", "type": "long"},
@@ -95,7 +94,6 @@ def feed(cluster: Cluster, inventory: Path, tmp_path_factory):
     venice("apply", str(folder), "-i", str(inventory))
     yield Feed(cluster)
     empty(folder, inventory)
-    Registry.of(cluster).delete(f"{TOPIC}-value")
 
 
 def empty(folder: Path, inventory: Path) -> None:
@@ -245,7 +243,7 @@ def test_a_killed_member_takes_nothing_with_it(cluster, client, feed):
 
 def test_restarted_one_by_one_they_lose_nothing(cluster, client, feed, inventory):
     logged = said(cluster).count("filled from the start")
-    venice("restart", "hazelcast", "-i", str(inventory), "--yes")
+    venice("restart", "hazelcast", "-i", str(inventory))
     in_step(client, feed)
     assert all_three(cluster)
     assert said(cluster).count("filled from the start") == logged
@@ -272,9 +270,6 @@ def wikimedia(cluster, inventory):
     empty(WIKIMEDIA, inventory)
     sql(cluster, "DROP TABLE IF EXISTS wikimedia_edits_per_minute")
     sql(cluster, "DELETE FROM venice_pipelines.sql WHERE pipeline = 'wikimedia'")
-    registry = Registry.of(cluster)
-    for subject in [subject for subject in registry.subjects() if subject.startswith("wikimedia_")]:
-        registry.delete(subject)
 
 
 def counted(cluster: Cluster) -> tuple[dict[tuple[str, int], list[int]], int]:
