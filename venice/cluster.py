@@ -482,7 +482,7 @@ class Cluster:
                 "pipeline": p.pipeline,
                 "program": p.digest,
                 "script": str(p.script or ""),
-                "image": p.image,
+                "image": self._own_image(p.image),
                 "command": list(p.command),
                 "environment": dict(p.environment),
                 "health": list(p.health),
@@ -532,6 +532,11 @@ class Cluster:
                 }
             )
         return found
+
+    def _own_image(self, name: str) -> str:
+        """`venice/NAME`, without a tag, is an image of Venice's own: its full name. Any other stays as it is."""
+        own, _, key = name.partition("venice/")
+        return name if own else self._vars[self._first]["venice_images"].get(key.replace("-", "_"), name)
 
     def _order(self) -> list[str]:
         """Components in dependency order (`after` in their descriptions); only those that have hosts."""
