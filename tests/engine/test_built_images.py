@@ -192,6 +192,8 @@ def test_a_build_with_nothing_changed_is_quick(refs):
         ("schema-registry", "registry", 7102),
         ("postgres", "postgres", 7103),
         ("producer", "producer", 7104),
+        ("redis", "redis", 7113),
+        ("live", "live", 7115),
     ],
 )
 def test_users_are_fixed_and_nothing_of_the_build_is_left(engine, refs, name, user, uid):
@@ -205,7 +207,7 @@ def test_users_are_fixed_and_nothing_of_the_build_is_left(engine, refs, name, us
 
 
 def test_sizes_stay_small(engine, refs):
-    limits = {"kafka": 350, "postgres": 300, "schema-registry": 450, "connect": 450, "producer": 200}
+    limits = {"kafka": 350, "postgres": 300, "schema-registry": 450, "connect": 450, "producer": 200, "redis": 100, "live": 170}
     sizes = {name: engine.images.get(refs[name]).attrs["Size"] / 1e6 for name in limits}
     assert {name: size for name, size in sizes.items() if size > limits[name]} == {}
 

@@ -370,6 +370,45 @@ def test_a_registry_that_is_away_stops_only_who_needs_it(site, kafka):
     wait_until(lambda: site.health().get("healthy"), "nothing is missing")
 
 
+def test_a_full_redis_is_a_problem_and_nothing_is_lost(site, kafka):
+    site.ask("CONFIG", "SET", "maxmemory", "1mb")
+    try:
+        kafka.send("words", [("full", "1")])
+        wait_until(lambda: any("OOM" in p for p in site.health()["problems"]), "the sink says so")
+        assert "full" not in site.state("words")
+        assert site.get("/health")["healthy"]  # what is there can still be read
+    finally:
+        site.ask("CONFIG", "SET", "maxmemory", "64mb")
+    wait_until(lambda: "full" in site.state("words"), "it is written once there is room")
+    wait_until(lambda: site.health()["healthy"], "all is well")
+
+
+def test_kafka_may_be_away(site, kafka):
+    address = kafka.servers.partition(":")[0]
+    [broker] = [
+        c for c in site.engine.containers.list() if c.attrs["NetworkSettings"]["Networks"].get("bridge", {}).get("IPAddress") == address
+    ]
+    broker.pause()
+    try:
+        wait_until(lambda: any(p.startswith("Kafka: ") for p in site.health()["problems"]), "the sink says so")
+        assert site.state("words")
+    finally:
+        broker.unpause()
+    kafka.send("words", [("unpaused", "1")])
+    wait_until(lambda: "unpaused" in site.state("words"), "it goes on")
+    wait_until(lambda: site.health()["healthy"], "all is well")
+
+
+def test_what_is_no_longer_followed_leaves_redis(site):
+    site.ask("HSET", "offsets:gone", "id", "x", "0", "1", "0:tail", "1")
+    site.ask("HSET", "live:gone", "a", "1")
+    site.ask("XADD", "stream:gone:0", "1-1", "a", "1")
+    site.kill(site.sink)
+    wait_until(lambda: site.health().get("healthy"), "the sink is back")
+    assert site.ask("KEYS", "*gone*") == []
+    assert site.state("words")
+
+
 def test_a_client_that_takes_nothing_costs_no_memory_and_holds_nobody_up(site, kafka):
     host, port = re.search(r"//([\d.]+):(\d+)", site.url(site.server, "/")).groups()
     stalled = []

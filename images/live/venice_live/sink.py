@@ -23,7 +23,7 @@ from venice_live.settings import Settings, log
 from venice_live.store import Record, Store
 
 LOOK_SECONDS = 5.0
-ASK_SECONDS = 10.0
+ASK_SECONDS = 5.0
 STUCK_SECONDS = 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 BATCH_RECORDS, BATCH_BYTES = 500, 1 << 20
