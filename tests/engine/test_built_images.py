@@ -194,6 +194,8 @@ def test_a_build_with_nothing_changed_is_quick(refs):
         ("producer", "producer", 7104),
         ("hazelcast", "hazelcast", 7114),
         ("hazelcast-sink", "hazelcast", 7114),
+        ("redis", "redis", 7113),
+        ("live", "live", 7115),
     ],
 )
 def test_users_are_fixed_and_nothing_of_the_build_is_left(engine, refs, name, user, uid):
@@ -215,6 +217,8 @@ def test_sizes_stay_small(engine, refs):
         "producer": 200,
         "hazelcast": 180,
         "hazelcast-sink": 200,
+        "redis": 100,
+        "live": 170,
     }
     sizes = {name: engine.images.get(refs[name]).attrs["Size"] / 1e6 for name in limits}
     assert {name: size for name, size in sizes.items() if size > limits[name]} == {}
