@@ -93,7 +93,7 @@ def test_inventory_shows_who_runs_where(place):
     assert found.registry_urls == ["http://192.168.61.11:8081", "http://192.168.61.12:8081"]
     names = [c.name for c in found.components]
     assert names.index("kafka") < names.index("schema_registry") < names.index("connect")
-    assert next(h for h in found.hosts if h.name == "lab-3").components == ["kafka", "postgres", "connect"]
+    assert next(h for h in found.hosts if h.name == "lab-3").components == ["kafka", "postgres", "connect", "flink"]
     from_json(run("inventory", "show", "-i", "lab", "--json"), "inventory-show")
 
 
