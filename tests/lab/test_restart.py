@@ -15,6 +15,7 @@ from confluent_kafka import Consumer, Producer
 
 from tests.lab.support import HOSTS, ROOT, VENICE, from_json, starts, status, venice, wait_until
 from venice import lab as machines
+from venice import selection
 from venice.cluster import Cluster
 from venice.errors import VeniceError
 from venice.hosts import DockerHost
@@ -125,8 +126,7 @@ def test_what_is_not_named_is_chosen_from_a_list(deployed):
     )
     child.expect("Restart what")
     child.expect("all")
-    names = ["kafka", "schema-registry", "postgres", "connect", "producer", "producer-bus-locations"]
-    child.send("\x1b[B" * names.index("producer-bus-locations") + " \r")
+    child.send("\x1b[B" * selection.known(deployed).index("producer-bus-locations") + " \r")
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0, child.before
