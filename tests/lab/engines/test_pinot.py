@@ -173,7 +173,7 @@ def test_the_services_are_spread_and_one_zookeeper_leads(cluster: Cluster):
         assert done.returncode == 0, done.stdout
         modes.append(done.stdout.split()[-1])
     assert sorted(modes) == ["follower", "follower", "leader"]
-    page = from_json(venice("open", "pinot", "-i", str(cluster.inventory_dir), "--json"), "open")
+    [page] = from_json(venice("open", "pinot", "-i", str(cluster.inventory_dir), "--json"), "open")
     assert httpx.get(page["url"], trust_env=False).status_code == 200
 
 
@@ -210,8 +210,10 @@ def test_a_changed_table_is_shown_and_changed(cluster: Cluster, inventory: Path,
     table.write_text(text.replace('"200000"', '"150000"'))
     said = venice("diff", str(pipeline), "-i", str(inventory), expect=1)
     assert f"~ table {TABLE}" in said and "flush.threshold.rows: 200000 -> 150000" in said
-    plan = from_json(venice("apply", str(pipeline), "-i", str(inventory), "--json"), "apply")
+    plan = from_json(venice("diff", str(pipeline), "-i", str(inventory), "--json", expect=1), "diff")
     assert [c["kind"] for p in plan["pipelines"] for c in p["changes"]] == ["table"]
+    venice("apply", str(pipeline), "-i", str(inventory))
+    assert "in step" in venice("diff", str(pipeline), "-i", str(inventory))
     table.write_text(text.replace('"timeColumnName": "event_time"', '"timeColumnName": "when"'))
     assert "table.json" in (said := venice("diff", str(pipeline), "-i", str(inventory), expect=2)) and "when" in said
     table.write_text(text.replace('"loadMode"', '"laodMode"'))
