@@ -387,6 +387,9 @@ def main() -> int:
     except VeniceError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: what it made is removed", file=sys.stderr)
+        return 130
     base = turns[0].engine
     what = f"{given.records:,} transactions as backlog, {given.rate:g} per second live for {given.seconds:g} s"
     print(f"{what}; medians of {max(turn.round for turn in turns)} rounds, in brackets ratios to {base}\n\n{results.table(turns, base)}")
