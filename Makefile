@@ -22,8 +22,9 @@ lint: setup
 docs: setup  ## docs/variables.md from the roles' argument specs
 	@.venv/bin/python tools/variables.py
 
-bench: setup
+bench: setup  ## deployments on the lab; the engines need an inventory that has some
 	@.venv/bin/python benchmarks/deploy.py
+	@echo "the stream processors, side by side: .venv/bin/python -m benchmarks.engines -i INVENTORY (docs/benchmarks.md)"
 
 N ?= 10000
 data: setup  ## N transactions (N=10000), sent by ten processes at once
