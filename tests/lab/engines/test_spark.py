@@ -176,8 +176,10 @@ def healthy(host: str, container: str) -> bool:
 
 def test_all_of_it_is_shown(here):
     place = str(here.inventory_dir)
-    rows = {(c["instance"], c["host"]): c["health"] for c in json.loads(venice("status", "-i", place, "--json"))["containers"]}
     wanted = [("spark-master", "lab-1"), *(("spark-worker", host) for host in HOSTS), ("spark-job-sparktest", job_host(here))]
+    # Docker's first look at a container comes some seconds after Venice's own
+    wait_until(lambda: healthy(job_host(here), JOB), 30, "the job is healthy")
+    rows = {(c["instance"], c["host"]): c["health"] for c in json.loads(venice("status", "-i", place, "--json"))["containers"]}
     assert {row: rows.get(row) for row in wanted} == dict.fromkeys(wanted, "healthy")
     pages = {page["name"]: page["url"] for page in from_json(venice("open", "-i", place, "--json"), "open")}
     assert httpx.get(pages["spark"]).status_code == 200
@@ -187,7 +189,7 @@ def test_all_of_it_is_shown(here):
 
 
 def test_the_executor_runs_beside_its_driver(here):
-    state = httpx.get(f"http://{here[0].endpoint('ui')}/json/").json()
+    state = httpx.get(f"http://{here.instances('spark')[0].endpoint('ui')}/json/").json()
     used = {worker["host"]: worker["coresused"] for worker in state["workers"] if worker["state"] == "ALIVE"}
     host = job_host(here)
     assert used == {f"{name}.spark": 2 if name == host else 0 for name in HOSTS}
