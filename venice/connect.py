@@ -345,7 +345,7 @@ class Connect:
         lost = time.monotonic() + _LOST_SECONDS
         begun: float | None = None
         reported: set[str] = set()
-        while True:
+        while names:
             states: dict[str, str] = {}
             for name in names:
                 connector = self.status(name)
@@ -363,14 +363,17 @@ class Connect:
                     self._restart_tasks(name)
                     lost = time.monotonic() + _LOST_SECONDS
             now = time.monotonic()
-            begun = None if states else now if begun is None else begun
-            if begun is not None and now - begun >= settled:
-                return
-            if states and now > deadline:
+            if not states:
+                begun = now if begun is None else begun
+                if now - begun >= settled:
+                    return
+            elif now > deadline:
                 raise VeniceError(
                     f"not running after {seconds:g} s: {'; '.join(states.values())}",
                     "`venice logs connect` shows what the workers do",
                 )
+            else:
+                begun = None
             time.sleep(_POLL_SECONDS)
 
     def _restart_tasks(self, name: str) -> None:

@@ -99,6 +99,12 @@ def test_settled_means_that_no_look_saw_it_stopped(monkeypatch):
     assert len(asked) > 4, "what ran before the move does not count"
 
 
+def test_no_connector_is_not_waited_for():
+    client, asked = connect_answering((500, {}))
+    client.wait_running([], 0, settled=60)
+    assert asked == []
+
+
 def test_the_wait_ends_with_the_states():
     client, _ = connect_answering((200, status("UNASSIGNED")))
     with pytest.raises(VeniceError, match="sink UNASSIGNED, 0/0 tasks running"):
