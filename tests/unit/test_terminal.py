@@ -214,7 +214,8 @@ def test_new_size_reaches_the_command(server, terminal):
 
 
 def test_ctrl_c_goes_to_the_command(server, terminal):
-    child = terminal("sh", "-c", "trap 'echo caught; exit 9' INT; echo ready; sleep 30")
+    # short naps: a signal that comes just before a long one is begun would be looked at only after it
+    child = terminal("sh", "-c", "trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.1; done")
     child.expect("ready")
     child.sendcontrol("c")
     child.expect("caught")
