@@ -134,6 +134,29 @@ def test_pausing_waits_for_all_tasks(monkeypatch):
 PLUGINS = [Plugin("io.x.jdbc.JdbcSinkConnector", "sink", "1"), Plugin("org.y.FileStreamSourceConnector", "source", "2")]
 
 
+def test_deleting_waits_for_every_worker_and_one_that_is_gone_is_no_error():
+    """Workers read the cluster's state each in its own time: one may still name what another has forgotten."""
+    gone, asked = httpx.Response(404, json={"message": "Connector sink not found"}), []
+
+    def answers(request: httpx.Request) -> httpx.Response:
+        asked.append((request.method, request.url.host))
+        lagging = request.method == "GET" and request.url.host == "10.0.0.2" and asked.count(("GET", "10.0.0.2")) < 3
+        return httpx.Response(200, json=one()["status"]) if lagging else gone
+
+    connect(answers).delete("sink")
+    assert asked[0] == ("DELETE", "10.0.0.1")
+    assert asked.count(("GET", "10.0.0.2")) == 3
+
+
+def test_deleting_says_what_connect_refuses_and_what_stays():
+    refused = httpx.Response(500, json={"message": "no leader"})
+    with pytest.raises(VeniceError, match="no leader"):
+        connect(lambda request: refused).delete("sink")
+    stays = {"DELETE": httpx.Response(204), "GET": httpx.Response(200, json=one()["status"])}
+    with pytest.raises(VeniceError, match=r"sink: not gone within 0\.1 s"):
+        connect(lambda request: stays[request.method]).delete("sink", seconds=0.1)
+
+
 @pytest.mark.parametrize("name", ["io.x.jdbc.JdbcSinkConnector", "JdbcSinkConnector", "JdbcSink"])
 def test_a_plugin_by_any_of_its_names(name):
     assert connectors.find_plugin(PLUGINS, name) is PLUGINS[0]
