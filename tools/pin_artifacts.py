@@ -1,13 +1,15 @@
 """Pin every download of the images again: resolve what images/artifacts.yml asks for, write the closure with hashes and licences.
 
-Edit the `resolve` lists in images/artifacts.yml, run `python tools/pin_artifacts.py`, read the diff. Runs maven and pip in the
+Edit the `resolve` lists in images/artifacts.yml, run `python tools/pin_artifacts.py [IMAGE...]`, read the diff. Runs maven and pip in the
 builder image, so it needs Docker and nothing else. Licences are what each package says of itself (its POM or metadata).
+`sdist NAME==VERSION` takes a package's source archive, without what it depends on: for packages published in no other form.
 """
 
 import email
 import re
 import shutil
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -19,11 +21,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from venice import paths
 from venice.images import BUILDER, catalog
 from venice.images.build import build_missing, client, present
-from venice.images.downloads import artifacts_dir, in_builder, sha256
+from venice.images.downloads import SETUPTOOLS, SOURCES, artifacts_dir, in_builder, sha256
 
 HEADER = """\
-# Every download that goes into an image. `resolve` says what an image asks for, `exclude` which of the files that come with
-# it (name patterns) it does not take; `files` is the result, written by tools/pin_artifacts.py and verified by each build.
+# Every download that goes into an image. `resolve` says what an image asks for, `without` which dependencies (group:artifact,
+# * for any) are not resolved with it, `exclude` which of the files that come with it (name patterns) it does not take; `files`
+# is the result, written by tools/pin_artifacts.py and verified by each build.
 """
 TREE = "dependency:copy-dependencies -DincludeScope=runtime -Dmdep.useRepositoryLayout=true"
 LICENCES = (  # how POMs name the common ones
@@ -41,8 +44,12 @@ LICENCES = (  # how POMs name the common ones
 )
 
 
-def pom(dependencies: list[str], closure: bool) -> str:
-    """A project that depends on `dependencies`, with or without what they depend on."""
+def pom(dependencies: list[str], without: list[str]) -> str:
+    """A project that depends on `dependencies` and on what they depend on, but for `without` (`group:artifact`, `*` for any)."""
+    exclusions = "".join(
+        f"<exclusion><groupId>{group}</groupId><artifactId>{name}</artifactId></exclusion>"
+        for group, name in (coordinates.split(":") for coordinates in without)
+    )
     result = "<project><modelVersion>4.0.0</modelVersion><groupId>v</groupId><artifactId>v</artifactId><version>1</version>"
     result += "<packaging>pom</packaging><dependencies>"
     for coordinates in dependencies:
@@ -51,8 +58,7 @@ def pom(dependencies: list[str], closure: bool) -> str:
         result += f"<dependency><groupId>{group}</groupId><artifactId>{name}</artifactId><version>{version}</version>"
         result += f"<type>{kind}</type>" if kind else ""
         result += f"<classifier>{classifier}</classifier>" if classifier else ""
-        if not closure:
-            result += "<exclusions><exclusion><groupId>*</groupId><artifactId>*</artifactId></exclusion></exclusions>"
+        result += f"<exclusions>{exclusions}</exclusions>" if exclusions else ""
         result += "</dependency>"
     return result + "</dependencies></project>"
 
@@ -94,13 +100,20 @@ def maven_files(scratch: Path, repository: Path) -> list[dict[str, str]]:
     return result
 
 
-def wheel_files(folder: Path) -> list[dict[str, str]]:
-    """Entries for all wheels in `folder`; also puts them into the cache."""
-    result = []
-    for path in sorted(folder.glob("*.whl")):
+def metadata(path: Path) -> bytes:
+    """What a wheel or a source archive says of itself."""
+    if path.suffix == ".whl":
         with zipfile.ZipFile(path) as wheel:
-            name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-            data = email.message_from_bytes(wheel.read(name))
+            return wheel.read(next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")))
+    with tarfile.open(path) as archive:
+        return archive.extractfile(f"{path.name.removesuffix('.tar.gz')}/PKG-INFO").read()
+
+
+def python_files(folder: Path) -> list[dict[str, str]]:
+    """Entries for all wheels and source archives in `folder`; also puts them into the cache."""
+    result = []
+    for path in sorted([*folder.glob("*.whl"), *folder.glob("*.tar.gz")]):
+        data = email.message_from_bytes(metadata(path))
         classifiers = [c.split(" :: ")[-1] for c in data.get_all("Classifier", []) if c.startswith("License ::")]
         licence = data["License-Expression"] or spdx(classifiers or [(data["License"] or "").splitlines()[0]])
         coordinates = f"{data['Name']}=={data['Version']}"
@@ -117,13 +130,16 @@ def main() -> None:
     if builder not in present(engine):
         build_missing(engine, {BUILDER}, print)
     for image, content in document.items():
+        if sys.argv[1:] and image not in sys.argv[1:]:
+            continue
         with tempfile.TemporaryDirectory(dir=artifacts_dir(), prefix="part-") as scratch:
             work = Path(scratch)
             maven = [c for c in content["resolve"] if ":" in c]
-            pypi = [c for c in content["resolve"] if ":" not in c]
+            sources = [c.removeprefix("sdist ") for c in content["resolve"] if c.startswith("sdist ")]
+            pypi = [c for c in content["resolve"] if ":" not in c and not c.startswith("sdist ")]
             for closure in (True, False):
                 wanted = [c for c in maven if (c.count(":") == 2) == closure]  # archives carry what they need
-                (work / f"pom-{closure}.xml").write_text(pom(wanted, closure))
+                (work / f"pom-{closure}.xml").write_text(pom(wanted, content.get("without", []) if closure else ["*:*"]))
             script = "".join(
                 f"mvn -B -q -ntp -Dmaven.repo.local=/work/m2 -f /work/pom-{closure}.xml {TREE} -DoutputDirectory=/work/maven\n"
                 for closure in (True, False)
@@ -131,9 +147,11 @@ def main() -> None:
             )
             if pypi:
                 quoted = " ".join(f"'{requirement}'" for requirement in pypi)
-                script += f"pip download -q --no-cache-dir --only-binary=:all: -d /work/wheels {quoted}\n"
+                script += f"pip download -q --no-cache-dir --only-binary=:all: -d /work/python {quoted}\n"
+            if sources:
+                script += f"{SETUPTOOLS}{SOURCES} -d /work/python {' '.join(sources)}\n"
             in_builder(engine, builder, script, work)
-            found = maven_files(work / "maven", work / "m2") + wheel_files(work / "wheels")
+            found = maven_files(work / "maven", work / "m2") + python_files(work / "python")
         excluded = content.get("exclude", [])
         content["files"] = [f for f in found if not any(Path(f["file"]).match(pattern) for pattern in excluded)]
         print(f"{image}: {len(content['files'])} files")

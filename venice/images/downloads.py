@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     import docker
 
 _RUNNING = "downloads"  # value of the label on containers that download
+# pip asks a source archive for its metadata before it hands it over, which takes setuptools; nothing of either is built
+_SETUPTOOLS = "setuptools==80.9.0 --hash=sha256:062d34222ad13e0cc312a4c02d73f059e86a4acbfbdea8f8f76b28c99f306922"
+SETUPTOOLS = (
+    f"echo '{_SETUPTOOLS}' > /tmp/setuptools.txt\n"
+    "pip install -q --no-cache-dir --root-user-action=ignore --no-deps --only-binary=:all: --require-hashes -r /tmp/setuptools.txt "
+    "--target /tmp/setuptools\n"
+)
+SOURCES = "PYTHONPATH=/tmp/setuptools pip download -q --no-cache-dir --no-deps --no-binary=:all: --no-build-isolation"
+"""In the builder, after `SETUPTOOLS`: fetches source archives, for packages that are published in no other form."""
 
 
 def artifacts_dir() -> Path:
@@ -60,19 +69,23 @@ def fetch(engine: "docker.DockerClient", builder: str, wanted: list[Artifact], r
         folder = Path(scratch)
         maven = [artifact for artifact in missing if artifact.source == "maven"]
         pypi = [artifact for artifact in missing if artifact.source == "pypi"]
+        wheels = [artifact for artifact in pypi if artifact.file.endswith(".whl")]
+        sources = [artifact for artifact in pypi if artifact not in wheels]
         script = ""
         if maven:
             (folder / "pom.xml").write_text(_pom(maven))
             # Maven's own libraries use what this Java warns of, in front of the lines that say what went wrong
             script += "export MAVEN_OPTS=--sun-misc-unsafe-memory-access=allow\n"
             script += "mvn -B -q -ntp -f /work/pom.xml dependency:copy\n"
-        if pypi:
-            lines = [f"{artifact.coordinates} --hash=sha256:{artifact.sha256}\n" for artifact in pypi]
-            (folder / "requirements.txt").write_text("".join(lines))
+        if wheels:
+            (folder / "wheels.txt").write_text(_requirements(wheels))
             script += (
                 "pip download --no-cache-dir --disable-pip-version-check -q --no-deps --only-binary=:all: "
-                "--require-hashes -r /work/requirements.txt -d /work/files\n"
+                "--require-hashes -r /work/wheels.txt -d /work/files\n"
             )
+        if sources:
+            (folder / "sources.txt").write_text(_requirements(sources))
+            script += f"{SETUPTOOLS}{SOURCES} --require-hashes -r /work/sources.txt -d /work/files\n"
         in_builder(engine, builder, script, folder)
         for artifact in missing:
             path = folder / "files" / artifact.file
@@ -120,6 +133,10 @@ def stop(engine: "docker.DockerClient") -> None:
     """End the downloads of an interrupted build."""
     for container in engine.containers.list(filters={"label": f"{LABEL}={_RUNNING}"}):
         container.remove(force=True)
+
+
+def _requirements(wanted: Iterable[Artifact]) -> str:
+    return "".join(f"{artifact.coordinates} --hash=sha256:{artifact.sha256}\n" for artifact in wanted)
 
 
 def _pom(wanted: Iterable[Artifact]) -> str:
