@@ -25,20 +25,21 @@ class ActionModule(ActionBase):
         differences = [{"component": "images", "name": ref, "action": "ship", "reason": "the host lacks it"} for ref in missing]
         if not self._task.check_mode:
             if cluster.var(host, "venice_image_registry"):
-                self._pull(missing)
+                self._pull(missing, shipping.variables(cluster, host, missing))
             else:
                 everybody = sorted({ref for h in task_vars["ansible_play_hosts"] for ref in shipping.lacking(cluster, h)})
-                with shipping.provide(everybody, self._display.display) as exported:
+                named = shipping.variables(cluster, host, everybody)
+                with shipping.provide(everybody, self._display.display, named) as exported:
                     self._ship(host, [exported[ref] for ref in missing], task_vars)
         return {"changed": True, "differences": differences}
 
-    def _pull(self, refs):
+    def _pull(self, refs, named):
         for ref in refs:
             answer = self._low_level_execute_command(f"docker pull --quiet {ref}")
             if answer["rc"]:
                 raise VeniceError(
                     f"docker pull {ref}: {answer['stderr'].strip()}",
-                    "check venice_image_registry, and that the host is logged in to it",
+                    f"check venice_image_registry, {named.get(ref, 'the image')}, and that the host is logged in to the registry",
                 )
 
     def _ship(self, host, exported, task_vars):

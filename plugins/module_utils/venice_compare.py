@@ -12,7 +12,7 @@ SECRET_KEY = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|KEY|CREDENTIAL", re.IGNOR
 MASK = "<secret>"
 
 # the engine changes these in a running container
-IN_PLACE = ("restart", "memory")
+IN_PLACE = ("restart", "memory", "cpu_shares")
 # the engine adds its own defaults (daemon.json) to these; only what the document names is compared
 OPEN_FIELDS = ("ulimits.", "log.")
 # states of a container that has a process or will have one without our help
@@ -42,11 +42,14 @@ def desired_fields(cluster: str, container: dict, image: dict) -> dict:
     image_config = image.get("Config") or {}
     fields = {
         "image": image.get("Id", ""),
-        "command": container["command"] or image_config.get("Cmd") or [],
+        "entrypoint": container["entrypoint"] or image_config.get("Entrypoint") or [],
+        # an engine drops the image's command with its entrypoint
+        "command": container["command"] or ([] if container["entrypoint"] else image_config.get("Cmd")) or [],
         "user": container["user"] or image_config.get("User") or "",
         "network": container["network"],
         "aliases": sorted(set(container["aliases"])),
         "memory": container["memory"],
+        "cpu_shares": container["cpu_shares"],
         "restart": container["restart"],
         "stop_timeout": container["stop_timeout"],
     }
@@ -87,12 +90,14 @@ def current_fields(container: dict, image: dict) -> dict:
     retries = restart.get("MaximumRetryCount") or 0
     fields = {
         "image": container["Image"],
+        "entrypoint": config.get("Entrypoint") or [],
         "command": config.get("Cmd") or [],
         "user": config.get("User") or "",
         "network": network,
         # engines before 25 list the container's own short id among its aliases
         "aliases": sorted(set(aliases) - {container["Id"][:12]}),
         "memory": host.get("Memory") or 0,
+        "cpu_shares": host.get("CpuShares") or 0,
         "restart": (restart.get("Name") or "no") + (f":{retries}" if retries else ""),
         "stop_timeout": config.get("StopTimeout"),
     }
@@ -139,8 +144,8 @@ def field_differences(desired: dict, current: dict) -> list[dict]:
             reason = "is set on the container but no longer described"
         else:
             reason = "differs from the description"
-        # an engine ignores a memory limit of 0 in an update: taking a limit away needs a new container
-        in_place = field in IN_PLACE and not (field == "memory" and not desired[field])
+        # an engine ignores a 0 in an update: taking a limit away needs a new container
+        in_place = field in IN_PLACE and bool(desired[field])
         found.append(
             {
                 "field": field,
@@ -210,6 +215,8 @@ def engine_config(cluster: str, container: dict) -> dict:
         "Labels": desired_labels(cluster, container),
         "ExposedPorts": {f"{port['container']}/{port['protocol']}": {} for port in container["ports"]},
     }
+    if container["entrypoint"]:
+        config["Entrypoint"] = container["entrypoint"]
     if container["command"]:
         config["Cmd"] = container["command"]
     if container["user"]:
@@ -240,6 +247,7 @@ def engine_config(cluster: str, container: dict) -> dict:
         "NetworkMode": container["network"],
         "ExtraHosts": [f"{name}:{address}" for name, address in sorted(container["hosts"].items())],
         "Memory": container["memory"],
+        "CpuShares": container["cpu_shares"],
         "Ulimits": [{"Name": name, "Soft": limit, "Hard": limit} for name, limit in sorted(container["ulimits"].items())],
         "RestartPolicy": restart_policy(container["restart"]),
     }

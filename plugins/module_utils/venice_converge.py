@@ -709,6 +709,8 @@ class Run:
         change: dict = {}
         if "restart" in plan.updates:
             change["restart_policy"] = restart_policy(plan.container["restart"])
+        if "cpu_shares" in plan.updates:
+            change["cpu_shares"] = plan.container["cpu_shares"]
         if "memory" in plan.updates:
             change["mem_limit"] = plan.container["memory"]
             # the engine made the limit with swap twice the memory, and refuses to let memory grow past it
