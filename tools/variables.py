@@ -17,10 +17,13 @@ def document() -> str:
             continue
         lines += [f"## {role.name}", "", "| variable | type | default | |", "|---|---|---|---|"]
         for name, spec in role.options.items():
+            text = spec["description"]
+            said = text if isinstance(text, str) else " ".join(text)
+            if said.lower().endswith("not to be set."):  # what the role computes for itself
+                continue
             default = str(role.defaults.get(name, "")).replace("|", "\\|").replace("\n", " ")
             kind = spec.get("type", "str") + (f": {', '.join(map(str, spec['choices']))}" if "choices" in spec else "")
-            text = spec["description"]
-            description = re.sub(r"C\(([^)]*)\)", r"`\1`", text if isinstance(text, str) else " ".join(text))
+            description = re.sub(r"C\(([^)]*)\)", r"`\1`", said)
             lines.append(f"| `{name}` | {kind} | {f'`{default}`' if default else ''} | {description} |")
         lines.append("")
     return "\n".join(lines)

@@ -10,8 +10,9 @@ from typing import Any
 from venice import runner
 from venice.cluster import Cluster
 from venice.errors import InputError, VeniceError
+from venice.pipeline.engines import made
 from venice.pipeline.model import Change
-from venice.pipeline.plan import Plan, Plans, prepare
+from venice.pipeline.plan import PROGRAM_KINDS, Plan, Plans, prepare
 from venice.records import Record
 
 
@@ -50,7 +51,7 @@ def compare(chosen: Chosen, prune: bool = False, wait: float = 0.0) -> Plans:
 
 
 def apply(chosen: Chosen, plans: Plans, listener: runner.Listener, report: Callable[[str], None] = lambda line: None) -> Record:
-    """Make all changes, the producers' through Ansible, and keep what was applied; returns the run's record.
+    """Make all changes, those of producers and jobs through Ansible, and keep what was applied; returns the run's record.
 
     Its `exit_code` is not 0 when Ansible failed; all other failures are raised, recorded, too.
     """
@@ -66,9 +67,9 @@ def apply(chosen: Chosen, plans: Plans, listener: runner.Listener, report: Calla
     with _recorded(cluster, record):
         plans.apply(note)
         plans.record(record.user)
-    if plans.with_producers:
-        prune = any(kind == "producer" for plan in plans.all for kind, _ in plan.removed)
-        extra = chosen.extra | {"venice_apply": plans.with_producers, "venice_apply_prune": prune}
+    if plans.with_programs:
+        prune = any(kind in PROGRAM_KINDS for plan in plans.all for kind, _ in plan.removed)
+        extra = chosen.extra | {"venice_apply": plans.with_programs, "venice_apply_prune": prune}
         runner.run("apply", "apply", runner.Options(chosen.inventory), cluster, listener, extra, record)
     if record.exit_code == 0 and any(plan.removals for plan in plans.all):
         with _recorded(cluster, record):
@@ -137,9 +138,17 @@ def remarks(chosen: Chosen, plans: Plans) -> list[str]:
         if gone:
             found.append(f"{name} no longer has {', '.join(gone)}: `venice apply {name} --prune` removes what it left")
         if sql := [thing for kind, thing in left if kind == "sql"]:
-            found.append(f"{name} no longer has {', '.join(sql)}: what it did stays, Venice undoes no SQL")
+            undone = {thing: made(chosen.cluster, name, thing) for thing in sql}
+            found += [
+                f"{name} no longer has {thing}: `venice apply {name} --prune` drops {', '.join(undone[thing])}"
+                for thing in sql
+                if undone[thing]
+            ]
+            if stays := [thing for thing in sql if not undone[thing]]:
+                found.append(f"{name} no longer has {', '.join(stays)}: what it did stays, Venice undoes no SQL")
         if plan.pipeline.folder.resolve() in chosen.outside:
-            keeps = "keeps its producers, too" if plan.pipeline.producers else "applies it, too"
+            kept = [word for word, some in (("producers", plan.pipeline.producers), ("jobs", plan.pipeline.jobs)) if some]
+            keeps = f"keeps its {' and '.join(kept)}, too" if kept else "applies it, too"
             install = f"`venice install {_called(chosen, plan)}`"
             found.append(f"{name} is not in {chosen.inventory}: {install} names it there, and `venice deploy` {keeps}")
     return found
@@ -165,7 +174,7 @@ def closing(chosen: Chosen, plans: Plans, check: bool, code: int) -> list[str]:
         return [*lines(plans), *remarks(chosen, plans)]
     name = chosen.cluster.name
     if code:
-        return [f"apply {name} failed: the producers are not what their pipelines say; the rest is"]
+        return [f"apply {name} failed: its containers are not what their pipelines say; the rest is"]
     if not plans.changes:
         return [f"nothing changed on {name}", *remarks(chosen, plans)]
     made = f"applied {', '.join(plan.pipeline.name for plan in plans.all)} to {name}: {count(len(plans.changes))}"

@@ -42,6 +42,8 @@ class Instance:
     ports: dict[str, int]
     container: str
     vars: dict[str, Any] = field(default_factory=dict)
+    idle: frozenset[str] = frozenset()
+    """Names of ports on which something listens only at times."""
 
     def endpoint(self, port: str) -> str:
         """`address:port` of the named port."""
@@ -87,6 +89,11 @@ class Role:
         """What a component's role says of its containers, untemplated: `<role>_component`."""
         return self.defaults[f"{self.name}_component"]
 
+    @property
+    def group(self) -> str:
+        """The group on whose hosts the component runs: its own, but for one that belongs to another component."""
+        return self.description.get("group", self.name)
+
 
 @functools.cache
 def roles() -> dict[str, Role]:
@@ -115,6 +122,11 @@ def _plugins() -> None:
 def component_roles() -> dict[str, Role]:
     """The roles that describe containers."""
     return {name: role for name, role in roles().items() if role.is_component}
+
+
+def component_groups() -> list[str]:
+    """The groups that components have: those of all components that do not run on another's hosts."""
+    return [name for name, role in component_roles().items() if role.group == name]
 
 
 def size(value: str | int) -> int:
@@ -164,16 +176,21 @@ class Cluster:
                 "venice_records": records,
                 "venice_state_dir": str(self.state_dir),
                 "venice_producers": [],
+                "venice_jobs": [],
             }
         producers = self._producers() if self.groups.get("producer") else []
+        jobs = self._jobs() if self.groups.get("spark") else []
         for variables in self._vars.values():
-            variables["venice_producers"] = producers
+            variables |= {"venice_producers": producers, "venice_jobs": jobs}
         self.hosts = {host: self._host(host) for host in raw}
         self.order = self._order()
         self._instances = [i for host in self.hosts.values() for c in host.components for i in self._host_instances(host, c)]
         by_component = {c: [i.as_vars() for i in self.instances(c)] for c in component_roles()}
         for variables in self._vars.values():
             variables["venice_instances"] = by_component
+        pipeline_vars = self.pipeline_vars
+        for variables in self._vars.values():
+            variables["venice_pipeline_vars"] = pipeline_vars
 
     @classmethod
     def load(cls, inventory: Path, extra_vars: Mapping[str, Any] | None = None, texts: Mapping[Path, str] | None = None) -> "Cluster":
@@ -194,8 +211,9 @@ class Cluster:
             manager = InventoryManager(loader=loader, sources=[str(inventory.absolute())])
             variables = VariableManager(loader=loader, inventory=manager)
             variables._extra_vars = {k: trust_as_template(v) if isinstance(v, str) else v for k, v in (extra_vars or {}).items()}
-            raw = {h.name: variables.get_vars(host=h, include_hostvars=False) for h in manager.get_hosts()}
-        return cls(raw, manager.get_groups_dict(), loader)
+            groups = manager.get_groups_dict()
+            raw = {name: variables.get_vars(host=manager.get_host(name), include_hostvars=False) for name in groups["all"]}
+        return cls(raw, groups, loader)
 
     # ---- variables -----------------------------------------------------------------------------------------------
 
@@ -248,7 +266,7 @@ class Cluster:
 
         Raises InputError when the inventory runs no such component.
         """
-        found = self.instances(component)
+        found = [i for i in self.instances(component) if port in i.ports]
         if not found:
             raise InputError(
                 f"{self.inventory_dir}: nothing runs {component}: its group has no hosts",
@@ -291,6 +309,7 @@ class Cluster:
     def pipeline_vars(self) -> dict[str, Any]:
         """What `${...}` stands for in pipeline files. Holds no secret: connectors read those through a config provider."""
         postgres = next(iter(self.instances("postgres")), None)
+        pinot = {port: i.endpoint(port) for i in self.instances("pinot") for port in ("controller", "broker") if port in i.ports}
         return {
             "cluster": self.name,
             "bootstrap_servers": self.bootstrap_servers,
@@ -301,6 +320,8 @@ class Cluster:
             "postgres_db": self.var(self._first, "postgres_database"),
             "postgres_user": self.var(self._first, "postgres_user"),
             "postgres_replication_user": self.var(self._first, "postgres_replication_user"),
+            "pinot_controller_url": f"http://{pinot['controller']}" if pinot else "",
+            "pinot_broker_url": f"http://{pinot['broker']}" if pinot else "",
         }
 
     # ---- desired state -------------------------------------------------------------------------------------------
@@ -329,7 +350,7 @@ class Cluster:
     def _describe(self, instance: Instance, document: dict[str, Any]) -> None:
         """Adds an instance's directories, files and container to the host's document."""
         role = roles()[instance.component]
-        extra = {"instance": instance.as_vars()}
+        extra = {"instance": instance.as_vars(), "role_path": str(role.path)}
         raw = {k: v for k, v in role.description.items() if k not in ("instances", "ports")}
         described = self.template(instance.host, raw, extra)
         # an image that is not Venice's own runs as the user it names itself
@@ -349,9 +370,13 @@ class Cluster:
             document["files"].append({"path": path, "content": content, "mode": mode, "secret": secret, **owned})
             restart_files[path] = entry.get("on_change", "restart")
         for target in described.get("data", []):
-            path = data if target.get("name") is None else f"{data}/{target['name']}"
-            document["directories"].append({"path": path, "mode": "0750", **owned})
-            mounts.append({"source": path, "target": target["target"], "read_only": False})
+            # `of`: another instance's data on the same host, to be read, unless it is one of its folders `shared` by both
+            path = f"{self.var(instance.host, 'venice_data_dir')}/{target['of']}" if target.get("of") else data
+            path = path if target.get("name") is None else f"{path}/{target['name']}"
+            own = not target.get("of") or bool(target.get("shared"))
+            if own:
+                document["directories"].append({"path": path, "mode": "0750", **owned})
+            mounts.append({"source": path, "target": target["target"], "read_only": not own})
         labels = {
             "venice.cluster": self.name,
             "venice.component": role.name,
@@ -365,6 +390,7 @@ class Cluster:
                 "component": role.name,
                 "instance": instance.name,
                 "image": described["image"],
+                "entrypoint": [str(word) for word in described.get("entrypoint", [])],
                 "command": [str(word) for word in described.get("command", [])],
                 "env": {k: str(v) for k, v in described.get("env", {}).items()},
                 "user": f"{uid}:{uid}" if uid else "",
@@ -380,8 +406,9 @@ class Cluster:
                 ],
                 "network": document["network"]["name"],
                 "aliases": [instance.name],
-                "hosts": {},
+                "hosts": described.get("hosts", {}),
                 "memory": size(described["memory"]),
+                "cpu_shares": described.get("cpu_shares", 0),
                 "ulimits": described.get("ulimits", {}),
                 "health": described["health"] or None,
                 "restart": "unless-stopped",
@@ -426,7 +453,7 @@ class Cluster:
         return seen
 
     def _host(self, name: str) -> Host:
-        components = tuple(c for c in component_roles() if name in self.groups.get(c, []))
+        components = tuple(c for c, role in component_roles().items() if name in self.groups.get(role.group, []))
         connection = {k: self.template(name, v) for k, v in self._vars[name].items() if k.startswith("ansible_") and k in _CONNECTION}
         return Host(name, str(self.var(name, "venice_address")), components, connection)
 
@@ -436,8 +463,13 @@ class Cluster:
             name = extra.get("name") or component.replace("_", "-")
             variables = extra | {"index": number, "name": name}
             ports = self.template(host.name, description.get("ports", {}), {"instance": variables})
-            ports = {key: int(port) for key, port in ports.items()}
-            yield Instance(component, name, host.name, host.address, ports, f"venice-{name}", variables)
+            try:
+                ports = {key: int(port) for key, port in ports.items()}
+            except (TypeError, ValueError) as error:
+                said = ", ".join(f"{key} {port}" for key, port in ports.items())
+                raise InputError(f"{host.name}: ports of {name} must be numbers: {said}", f"mend {component}'s *_port variables") from error
+            idle = self.template(host.name, description.get("idle_ports", []), {"instance": variables})
+            yield Instance(component, name, host.name, host.address, ports, f"venice-{name}", variables, frozenset(idle))
 
     def _producers(self) -> list[dict[str, Any]]:
         """The producers of all pipelines, spread over the hosts of the group `producer`: what that role's instances are."""
@@ -445,7 +477,7 @@ class Cluster:
 
         hosts = self.groups["producer"]
         found: dict[str, dict[str, Any]] = {}
-        for p in (p for folder in self.pipelines for p in pipeline.producers(folder)):
+        for p in (p for folder in self.pipelines for p in pipeline.belonging(pipeline.producers(folder), self.groups)):
             if p.name in found:
                 raise InputError(f"pipelines {found[p.name]['pipeline']} and {p.pipeline} both have a producer {p.name}", "rename one")
             found[p.name] = {
@@ -455,13 +487,61 @@ class Cluster:
                 "pipeline": p.pipeline,
                 "program": p.digest,
                 "script": str(p.script or ""),
-                "image": p.image,
+                "image": self._own_image(p.image),
                 "command": list(p.command),
                 "environment": dict(p.environment),
                 "health": list(p.health),
                 "memory": p.memory,
             }
         return list(found.values())
+
+    def _jobs(self) -> list[dict[str, Any]]:
+        """The jobs of all pipelines, each on the host that has its checkpoint: what the role `spark_job`'s instances are.
+
+        A new job goes to the host with the fewest. `slot` counts the jobs of a host.
+        """
+        from venice import pipeline
+
+        jobs: dict[str, Any] = {}
+        for job in (job for folder in self.pipelines for job in pipeline.belonging(pipeline.jobs(folder), self.groups)):
+            if job.name in jobs:
+                raise InputError(f"pipelines {jobs[job.name].pipeline} and {job.pipeline} both have a job {job.name}", "rename one")
+            jobs[job.name] = job
+        started = {
+            (host, match[1]): int(match[2])
+            for host, files in self._vars[self._first]["venice_records"].items()
+            for path, text in files.items()
+            if (match := re.fullmatch(r".*/([^/]+)/job started=(\d+)", f"{path} {text.strip()}"))
+        }
+        hosts = self.groups["spark"]
+        placed: dict[str, str] = {}
+        for name in jobs:
+            if known := [host for host in hosts if (host, name) in started]:
+                placed[name] = max(known, key=lambda host: started[host, name])
+        for name in jobs:
+            if name not in placed:
+                placed[name] = min(hosts, key=list(placed.values()).count)
+        found = []
+        for name, job in jobs.items():
+            slot = sum(entry["host"] == placed[name] for entry in found)
+            found.append(
+                {
+                    "name": job.instance,
+                    "job": name,
+                    "host": placed[name],
+                    "slot": slot,
+                    "pipeline": job.pipeline,
+                    "program": job.digest,
+                    "script": str(job.script),
+                    "environment": dict(job.environment),
+                }
+            )
+        return found
+
+    def _own_image(self, name: str) -> str:
+        """`venice/NAME`, without a tag, is an image of Venice's own: its full name. Any other stays as it is."""
+        own, _, key = name.partition("venice/")
+        return name if own else self._vars[self._first]["venice_images"].get(key.replace("-", "_"), name)
 
     def _order(self) -> list[str]:
         """Components in dependency order (`after` in their descriptions); only those that have hosts."""
@@ -503,6 +583,8 @@ _ADDED = {
     "venice_images",
     "venice_instances",
     "venice_inventory_name",
+    "venice_jobs",
+    "venice_pipeline_vars",
     "venice_producers",
     "venice_records",
     "venice_state_dir",

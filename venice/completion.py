@@ -30,9 +30,9 @@ def script(shell: str) -> str:
 
 
 def components() -> list[str]:
-    """The components that Venice ships: roles whose defaults describe containers."""
-    found = paths.resource("roles").glob("*/defaults/main.yml")
-    return sorted(p.parents[1].name for p in found if f"\n{p.parents[1].name}_component:" in p.read_text())
+    """The components that have a group: roles whose defaults describe containers, and that run on no other's hosts."""
+    found = {p.parents[1].name: p.read_text() for p in paths.resource("roles").glob("*/defaults/main.yml")}
+    return sorted(name for name, text in found.items() if f"\n{name}_component:" in text and "\n  group:" not in text)
 
 
 def pipelines() -> list[str]:

@@ -22,6 +22,8 @@ Report = Callable[[str], None]
 
 PACKAGES = ["docker.io", "iptables", "iproute2", "debootstrap", "debian-archive-keyring", "ca-certificates"]
 START_SECONDS = 60
+# where an engine keeps its containers' network namespaces
+NAMESPACES = Path("/run/docker/netns")
 PID_FILES = {"dockerd": Path("/var/run/docker.pid"), "containerd": Path("/var/run/docker/containerd/containerd.pid")}
 
 
@@ -161,6 +163,8 @@ def _start(report: Report) -> docker.DockerClient:
         for command, path in PID_FILES.items():
             drop_stale_pid(path, command)
         if not PID_FILES["dockerd"].exists():  # else one is starting already, e.g. from its package's own script
+            if not _containers_run():
+                drop_stale_namespaces(NAMESPACES)
             report(f"starting dockerd (log: {log})")
             with log.open("ab") as output:
                 process = subprocess.Popen(["dockerd"], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
@@ -191,6 +195,26 @@ def drop_stale_pid(path: Path, command: str) -> None:
         running = ""
     if running != command:
         path.unlink(missing_ok=True)
+
+
+def drop_stale_namespaces(folder: Path) -> None:
+    """Let go of the network namespaces that an engine left when it was killed with its containers.
+
+    Their interfaces stay on the engine's bridges and answer for new containers that have the same addresses: connections of
+    these are then refused, or hang. An engine forgets them when its own folder was removed meanwhile.
+    """
+    for path in folder.glob("*"):
+        subprocess.run(["umount", path], capture_output=True)  # fails for one that is not mounted
+        path.unlink()
+
+
+def _containers_run() -> bool:
+    """Whether there are containers, which may outlive their engine."""
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if comm.read_text().startswith("containerd-shim"):
+                return True
+    return False
 
 
 def _last_lines(text: str, count: int = 5) -> str:

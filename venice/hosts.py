@@ -20,7 +20,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import paramiko
-from paramiko.ssh_exception import NoValidConnectionsError
 
 from venice.errors import InputError, UnreachableError, VeniceError
 
@@ -169,6 +168,9 @@ def _connect(options: SshOptions, name: str) -> tuple[paramiko.SSHClient, list[p
             elif server.proxy_command:
                 command = server.proxy_command.replace("%h", server.hostname).replace("%p", str(server.port))
                 sock = paramiko.ProxyCommand(command.replace("%r", server.user).replace("%%", "%"))
+            else:
+                # not by paramiko: its time limit for this would be that of the key exchange, too, which a busy host needs longer for
+                sock = socket.create_connection((server.hostname, server.port), TCP_SECONDS)
             _authenticate(client, server, sock)
         except (paramiko.SSHException, OSError, EOFError) as error:
             _close(client, clients)
@@ -190,7 +192,7 @@ def _authenticate(client: paramiko.SSHClient, options: SshOptions, sock: Any) ->
         key_filename=[key for key in options.key_files if Path(key).exists()],
         allow_agent=not options.identities_only,
         look_for_keys=not options.key_files,
-        timeout=TCP_SECONDS,
+        timeout=2 * CONNECT_SECONDS,
         banner_timeout=CONNECT_SECONDS,
         auth_timeout=2 * CONNECT_SECONDS,
         sock=sock,
@@ -214,9 +216,6 @@ def _unreachable(where: str, options: SshOptions, error: Exception) -> Unreachab
     if isinstance(error, paramiko.AuthenticationException) or "authentication" in str(error):
         tried = f"; {missing[0]} does not exist" if missing else ""
         return UnreachableError(f"{where}: SSH login refused ({error}{tried})", f"try by hand: {by_hand}")
-    if isinstance(error, NoValidConnectionsError):
-        why = next(iter(error.errors.values())).strerror
-        return UnreachableError(f"{where}: {why}", "is the host on, its SSH server running, and the address right?")
     if "host key" in str(error):
         return UnreachableError(
             f"{where}: {error}",
@@ -227,6 +226,8 @@ def _unreachable(where: str, options: SshOptions, error: Exception) -> Unreachab
         return UnreachableError(f"{where}: no answer", "is the host on, and the address right?")
     if isinstance(error, socket.gaierror):
         return UnreachableError(f"{where}: the name does not resolve", "set ansible_host to an address in the inventory")
+    if isinstance(error, OSError) and error.strerror:
+        return UnreachableError(f"{where}: {error.strerror}", "is the host on, its SSH server running, and the address right?")
     return UnreachableError(f"{where}: {error or type(error).__name__}", f"try by hand: {by_hand}")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from venice import __version__, inventory, paths, pipeline, preflight, sources, yamledit
-from venice.cluster import Cluster, component_roles
+from venice.cluster import Cluster, component_groups, component_roles
 from venice.errors import InputError
 from venice.paths import shown
 from venice.reading import written_in
@@ -25,7 +25,14 @@ RECORD = ".venice-source.json"
 _SHIPPED = "venice"
 _CANARY = "canary"
 # A pipeline's parts and the components without which they can't be.
-_PARTS = (("topics", "kafka"), ("schemas", "schema_registry"), ("connectors", "connect"), ("producers", "producer"))
+_PARTS = (
+    ("topics", "kafka"),
+    ("schemas", "schema_registry"),
+    ("tables", "pinot"),
+    ("connectors", "connect"),
+    ("producers", "producer"),
+    ("jobs", "spark"),
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ def listing(cluster: Cluster) -> Listing:
     components = [
         Component(name, role.description["title"], list(cluster.groups.get(name, [])), list(role.description.get("requires", [])))
         for name, role in component_roles().items()
+        if name in component_groups()
     ]
     named = {folder.name for folder in cluster.pipelines}
     shipped, local = _pipelines(paths.resource("pipelines")), _pipelines(Path("pipelines"))
@@ -105,8 +113,8 @@ def listing(cluster: Cluster) -> Listing:
 
 def kind(what: str) -> str:
     """`component`, `pipeline` or `source` for what a person typed. Raises InputError with the nearest name for neither."""
-    known = [*component_roles(), *sorted(_pipelines(paths.resource("pipelines")) | _pipelines(Path("pipelines")))]
-    if what.replace("-", "_") in component_roles():
+    known = [*component_groups(), *sorted(_pipelines(paths.resource("pipelines")) | _pipelines(Path("pipelines")))]
+    if what.replace("-", "_") in component_groups():
         return "component"
     if what in known:
         return "pipeline"
@@ -220,8 +228,9 @@ def _named(place: Path, target: Path, source: Source | None, overwrite: Callable
         _write(*edit)
         outcome.changes.append(f"{shown(edit[0])}: venice_pipelines: added {name}")
     if outcome.changes:
-        # producers are containers: hosts have to be brought up to them, too
-        last = f"venice deploy -i {_called(place)}" if pipeline.load(target).producers else f"venice apply {name} -i {_called(place)}"
+        # producers and jobs are containers: hosts have to be brought up to them, too
+        found = pipeline.load(target).within(cluster.groups)
+        last = f"venice deploy -i {_called(place)}" if found.producers or found.jobs else f"venice apply {name} -i {_called(place)}"
         outcome.next = [f"venice plan -i {_called(place)}", last]
     return outcome
 
@@ -283,15 +292,16 @@ def _make(file: Path, content: bytes) -> None:
 def _checked(cluster: Cluster, place: Path, folder: Path, source: Source | None, temporary: str, outcome: Outcome) -> None:
     """Loads the pipeline and the inventory with it. Raises InputError; warns of components that it needs and that have no hosts."""
     try:
-        found = pipeline.load(folder)
-        for file in _files(found):
+        whole = pipeline.load(folder)
+        for file in _files(whole):
             if not file.resolve().is_relative_to(folder.resolve()):
                 raise InputError(f"{folder}: {file} is outside of the pipeline's folder", "put it inside")
+        found = whole.within(cluster.groups)
         missing = [(part, needed) for part, needed in _PARTS if getattr(found, part) and not cluster.groups.get(needed)]
         for part, needed in missing:
             outcome.warnings.append(f"{folder.name} has {part}, but {needed} has no hosts: venice install {needed} --hosts ...")
-        for connector in found.connectors:
-            connector.load(cluster.pipeline_vars)
+        for file in (*found.tables, *found.connectors):
+            file.load(cluster.pipeline_vars)
         others = [name for name in cluster.var(next(iter(cluster.hosts)), "venice_pipelines") if name != folder.name]
         findings = _new_findings(cluster, Cluster.load(place, {"venice_pipelines": [*others, str(folder.resolve())]}))
         # what else does not fit may be due to what is missing: it is told once that is there
@@ -306,7 +316,8 @@ def _checked(cluster: Cluster, place: Path, folder: Path, source: Source | None,
 
 def _files(found: pipeline.Pipeline) -> list[Path]:
     files = [s.file for s in found.schemas] + [s.file for s in found.sql] + [c.path for c in found.connectors]
-    return files + [p.script for p in found.producers if p.script]
+    files += [file for table in found.tables for file in (table.schema, table.table)]
+    return files + [p.script for p in (*found.producers, *found.jobs) if p.script]
 
 
 def _naming(cluster: Cluster, place: Path, name: str) -> tuple[Path, str] | None:

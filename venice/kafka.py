@@ -25,7 +25,10 @@ from venice.errors import InputError, UnreachableError, VeniceError
 from venice.kafka_protocol import Quorum, Replica
 from venice.specs import Difference, TopicSpec
 
-TIMEOUT = 5.0
+TIMEOUT = 10.0
+# for a change: busy brokers need longer for it than for an answer (Kafka's own request.timeout.ms)
+_CHANGE_SECONDS = 30.0
+_CHANGE = {"request_timeout": _CHANGE_SECONDS, "operation_timeout": _CHANGE_SECONDS}
 # a controller that has not caught up with the active one for this long does not count in its quorum
 _BEHIND_MS = 5000
 # how long brokers may take to hear of a topic made or deleted
@@ -83,7 +86,7 @@ class Setting:
 
 
 class Kafka:
-    """A cluster reached through `bootstrap_servers` ("a:9092,b:9092"); a call answers or fails in `timeout` seconds."""
+    """A cluster reached through `bootstrap_servers` ("a:9092,b:9092"); questions are answered or fail in `timeout` seconds."""
 
     def __init__(self, bootstrap_servers: str, timeout: float = TIMEOUT, hosts: str = ""):
         """`hosts`: where messages say that the brokers are."""
@@ -104,10 +107,10 @@ class Kafka:
         except KafkaException as error:
             raise self.unreachable(error) from error
 
-    def unreachable(self, error: object) -> UnreachableError:
-        """What is raised when no broker answers."""
+    def unreachable(self, error: object, seconds: float = 0.0) -> UnreachableError:
+        """What is raised when no broker answers in these seconds, or in a question's."""
         return UnreachableError(
-            f"Kafka: no broker of {self._where} answered within {self.timeout:g} s ({error})",
+            f"Kafka: no broker of {self._where} answered within {seconds or self.timeout:g} s ({error})",
             "`venice status` shows the brokers, `venice up` starts them",
         )
 
@@ -158,25 +161,25 @@ class Kafka:
             for key, value in settings.items()
         ]
         resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
-        [answer] = self.admin.incremental_alter_configs([resource], request_timeout=self.timeout).values()
-        with self.asking(f"topic {topic}", InputError):
-            answer.result(2 * self.timeout)
+        [answer] = self.admin.incremental_alter_configs([resource], request_timeout=_CHANGE_SECONDS).values()
+        with self.changing(f"topic {topic}", InputError):
+            answer.result(2 * _CHANGE_SECONDS)
 
     def create(self, spec: TopicSpec, default_replication: int) -> None:
         """Create a topic; returns once every broker knows it. InputError for what Kafka does not accept."""
         new = NewTopic(spec.name, spec.partitions, spec.replication or default_replication, config=spec.config)
-        [answer] = self.admin.create_topics([new], operation_timeout=self.timeout, request_timeout=self.timeout).values()
-        with self.asking(f"topic {spec.name}", InputError):
-            answer.result(2 * self.timeout)
+        [answer] = self.admin.create_topics([new], **_CHANGE).values()
+        with self.changing(f"topic {spec.name}", InputError):
+            answer.result(2 * _CHANGE_SECONDS)
         self._wait_for({spec.name}, True)
 
     def delete(self, topics: Iterable[str]) -> None:
         """Delete topics; returns once no broker knows them any longer and their files are away."""
         names = set(topics)
-        answers = self.admin.delete_topics(sorted(names), operation_timeout=self.timeout, request_timeout=self.timeout)
+        answers = self.admin.delete_topics(sorted(names), **_CHANGE)
         for name, answer in answers.items():
-            with self.asking(f"topic {name}"):
-                answer.result(2 * self.timeout)
+            with self.changing(f"topic {name}"):
+                answer.result(2 * _CHANGE_SECONDS)
         self._wait_for(names, False)
 
     def _wait_for(self, topics: set[str], there: bool) -> None:
@@ -219,9 +222,9 @@ class Kafka:
             moved = False
             for part, answer in answers.items():
                 try:
-                    found[part.topic, part.partition] = answer.result(self.timeout).offset
-                except KafkaException as error:
-                    if error.args[0].name() in _MOVED and time.monotonic() < deadline:
+                    found[part.topic, part.partition] = answer.result(2 * self.timeout).offset
+                except (KafkaException, TimeoutError) as error:
+                    if isinstance(error, KafkaException) and error.args[0].name() in _MOVED and time.monotonic() < deadline:
                         moved = True
                     elif not lenient:
                         with self.asking(f"offsets of {part.topic}-{part.partition}"):
@@ -239,10 +242,10 @@ class Kafka:
     def delete_records(self, before: Mapping[tuple[str, int], int]) -> None:
         """Delete all records of these partitions that stand before the given offsets."""
         wanted = [TopicPartition(*place, offset) for place, offset in before.items()]
-        answers = self.admin.delete_records(wanted, request_timeout=self.timeout, operation_timeout=self.timeout) if wanted else {}
+        answers = self.admin.delete_records(wanted, **_CHANGE) if wanted else {}
         for part, answer in answers.items():
-            with self.asking(f"deleting records of {part.topic}-{part.partition}"):
-                answer.result(2 * self.timeout)
+            with self.changing(f"deleting records of {part.topic}-{part.partition}"):
+                answer.result(2 * _CHANGE_SECONDS)
 
     def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
         """Kafka's own id of each topic: a topic that is made anew under its old name has another."""
@@ -251,7 +254,7 @@ class Kafka:
         found = {}
         for name, answer in answers.items():
             with self.asking(f"topic {name}"):
-                found[name] = str(answer.result(self.timeout).topic_id)
+                found[name] = str(answer.result(2 * self.timeout).topic_id)
         return found
 
     def replicas(self) -> tuple[list[Replica], dict[int, str]]:
@@ -269,20 +272,24 @@ class Kafka:
                 failed[node] = str(error)
         return sizes, failed
 
+    def changing(self, what: str, refused: type[VeniceError] = VeniceError):
+        """As `asking`, around a change."""
+        return self.asking(what, refused, _CHANGE_SECONDS)
+
     @contextlib.contextmanager
-    def asking(self, what: str, refused: type[VeniceError] = VeniceError):
+    def asking(self, what: str, refused: type[VeniceError] = VeniceError, seconds: float = 0.0):
         """Turns what goes wrong inside into VeniceErrors; `what` says for messages what is asked.
 
-        `refused`: what is raised for what Kafka does not accept.
+        `refused`: what is raised for what Kafka does not accept. `seconds`: how long brokers had, when not a question's time.
         """
         try:
             yield
         except TimeoutError as error:
-            raise self.unreachable(f"{what}: timed out") from error
+            raise self.unreachable(f"{what}: timed out", seconds) from error
         except KafkaException as error:
             answer = error.args[0]
             if answer.name() in ("_TIMED_OUT", "_TRANSPORT", "_ALL_BROKERS_DOWN", "REQUEST_TIMED_OUT"):
-                raise self.unreachable(f"{what}: {answer.str()}") from error
+                raise self.unreachable(f"{what}: {answer.str()}", seconds) from error
             if answer.name() in _REFUSALS and refused is InputError:
                 raise InputError(f"{what}: {answer.str()}") from error
             raise VeniceError(f"Kafka: {what}: {answer.str()}", "`venice logs kafka` shows the brokers' side") from error
@@ -369,16 +376,15 @@ class Kafka:
             if s.name in existing and any(d.field != "partitions" for d in differences[s.name])
         ]
         answers: list[tuple[object, object]] = []
-        options = {"operation_timeout": self.timeout, "request_timeout": self.timeout}
         if new:
-            answers += self.admin.create_topics(new, **options).items()
+            answers += self.admin.create_topics(new, **_CHANGE).items()
         if wider:
-            answers += self.admin.create_partitions(wider, **options).items()
+            answers += self.admin.create_partitions(wider, **_CHANGE).items()
         if altered:
-            answers += self.admin.incremental_alter_configs(altered, request_timeout=self.timeout).items()
+            answers += self.admin.incremental_alter_configs(altered, request_timeout=_CHANGE_SECONDS).items()
         for topic, answer in answers:
-            with self.asking(f"topic {getattr(topic, 'name', topic)}"):
-                answer.result(2 * self.timeout)
+            with self.changing(f"topic {getattr(topic, 'name', topic)}"):
+                answer.result(2 * _CHANGE_SECONDS)
 
 
 def _setting(entry: ConfigEntry) -> Setting:

@@ -6,7 +6,7 @@ Not through its command line, whose exit code is 0 for what the server refuses.
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -208,7 +208,9 @@ class KsqlDb:
         if "commandStatus" in entity:
             number = entity.get("commandSequenceNumber")
             self._sequence = number if isinstance(number, int) and number >= 0 else self._sequence
-            message = self._finished(entity, statement)
+            # the first answer may come before the query has its id
+            entity = entity | {"commandStatus": self._finished(entity, statement)}
+            message = str(entity["commandStatus"]["message"])
         return Answer(statement, entity.get("@type", ""), message, entity, warnings)
 
     def query(self, statement: str, properties: Mapping[str, str] | None = None) -> Rows:
@@ -236,10 +238,8 @@ class KsqlDb:
         properties: dict[str, str] = {}
         for statement in statements:
             try:
-                if setting := _PROPERTY.fullmatch(statement.text):
-                    properties[_unquote(setting[1])] = _unquote(setting[2])
-                elif setting := _NO_PROPERTY.fullmatch(statement.text):
-                    properties.pop(_unquote(setting[1]), None)
+                if change := property_of(statement):
+                    properties = change(properties)
                 elif statement.is_query:
                     yield self.query(statement.text, properties)
                 else:
@@ -247,8 +247,8 @@ class KsqlDb:
             except VeniceError as error:
                 raise VeniceError(f"{where} {statement.line}: {error.message}", error.remedy, error.exit_code) from error
 
-    def _finished(self, entity: dict[str, Any], statement: str) -> str:
-        """What a statement did, once it is done."""
+    def _finished(self, entity: dict[str, Any], statement: str) -> dict[str, Any]:
+        """A statement's status, once it is done."""
         status, command = entity["commandStatus"], str(entity["commandId"])
         deadline = time.monotonic() + self.timeout
         while status["status"] in _UNFINISHED:
@@ -262,7 +262,7 @@ class KsqlDb:
             status = self._ask("GET", f"/status/{quote(command, safe='/')}", statement).json()
         if status["status"] == "ERROR":
             raise VeniceError(f"ksqlDB: {status['message']}", f"in: {_short(statement)}")
-        return str(status["message"])
+        return status
 
     def _post(self, path: str, body: dict[str, Any], accept: str, statement: str) -> httpx.Response:
         return self._ask("POST", path, statement, json=body, headers={"Accept": accept, "Content-Type": accept})
@@ -343,6 +343,15 @@ class KsqlDb:
 
     def _name(self, url: str) -> str:
         return self._names.get(url, url)
+
+
+def property_of(statement: Statement) -> Callable[[Mapping[str, str]], dict[str, str]] | None:
+    """What SET or UNSET makes of the properties that hold for the statements after it; None for other statements."""
+    if setting := _PROPERTY.fullmatch(statement.text):
+        return lambda properties: {**properties, _unquote(setting[1]): _unquote(setting[2])}
+    if setting := _NO_PROPERTY.fullmatch(statement.text):
+        return lambda properties: {key: value for key, value in properties.items() if key != _unquote(setting[1])}
+    return None
 
 
 def require(cluster: Any) -> None:

@@ -29,8 +29,11 @@ _MAGIC = 0
 _FRAME_BYTES = 5
 # brokers answer each fetch within half a second: this long without any answer, nobody leads the partitions
 STALL_SECONDS = 20.0
-# the very first transaction of a cluster waits until its brokers have made the topic that they keep transactions in
-ACKNOWLEDGED_SECONDS = 30.0
+# as long as librdkafka itself tries (message.timeout.ms): a replica that fell silent holds records back for 30 s
+# (replica.lag.time.max.ms), and small machines may hardly move on for longer than that
+ACKNOWLEDGED_SECONDS = 300.0
+# what a producer that was killed began holds up those who read only what is committed for so long
+TRANSACTION_SECONDS = 120.0
 _POLL_SECONDS = 0.3
 _BATCH = 500
 _WINDOW_GROWTH = 8
@@ -449,11 +452,11 @@ class Outgoing(NamedTuple):
     partition: int | None = None
 
 
-def producer_of(kafka: "Kafka", settings: Mapping[str, Any] | None = None) -> "Producer":
-    """A producer whose records are acknowledged by all in-sync replicas, each written once."""
+def producer_of(kafka: "Kafka", transactional_id: str | None = None) -> "Producer":
+    """A producer whose records are acknowledged by all in-sync replicas, each written once; with an id, in transactions."""
     from confluent_kafka import Producer
 
-    own = {
+    own: dict[str, Any] = {
         "bootstrap.servers": kafka.bootstrap_servers,
         "acks": "all",
         "enable.idempotence": True,
@@ -463,7 +466,11 @@ def producer_of(kafka: "Kafka", settings: Mapping[str, Any] | None = None) -> "P
         # fatal errors are logged at every level, and raised as well
         "logger": _SILENT,
     }
-    return Producer({**own, **(settings or {})})
+    if transactional_id:
+        # librdkafka refuses records that may take longer than their transaction
+        limit = int(TRANSACTION_SECONDS * 1000)
+        own |= {"transactional.id": transactional_id, "transaction.timeout.ms": limit, "message.timeout.ms": limit}
+    return Producer(own)
 
 
 def deliver(kafka: "Kafka", producer: "Producer", records: Iterable[Outgoing]) -> list[tuple[int, int]]:

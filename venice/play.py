@@ -32,7 +32,8 @@ def encode_document(document: dict[str, Any]) -> str:
 def cluster_of(action: ActionBase, task_vars: dict[str, Any]) -> Cluster:
     """The model of the inventory that the running play has, with the facts gathered so far."""
     hostvars = task_vars["hostvars"]
-    raw = {host: hostvars.raw_get(host) for host in hostvars if host in task_vars["groups"]["all"]}
+    # in the order that `Cluster.load` has: else the same inventory could be two different deployments
+    raw = {host: hostvars.raw_get(host) for host in task_vars["groups"]["all"]}
     facts = {host: found for host, v in raw.items() if (found := v.get("ansible_facts", {}).get("venice_facts"))}
     return Cluster(raw, task_vars["groups"], action._loader, facts)
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from venice.cluster import Cluster, component_roles, roles, size
+from venice.cluster import Cluster, component_groups, component_roles, roles, size
 from venice.errors import InputError
 from venice.reading import written_in
 
@@ -21,6 +21,8 @@ from venice.reading import written_in
 _SYSTEMS = {("debian", "12"), ("debian", "13"), ("ubuntu", "22.04"), ("ubuntu", "24.04")}
 _CLOCK_SKEW = 1.0  # seconds; Kafka's timestamps and everybody's logs are compared across hosts
 _DISK_FREE = 5 << 30  # bytes; images take 1.5 GB, and a full disk stops a broker
+# ends of the names of numbers that can't be 0: nothing would ever run
+_AT_LEAST_ONE = ("_mb", "_per_host", "_partitions", "_factor", "_replicas", "_timeout", "_connections", "_cores", "_executors", "_threads")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ def validate(cluster: Cluster) -> list[Finding]:
             findings += check(cluster)
         except InputError as error:
             findings.append(Finding(str(cluster.inventory_dir), error.message, error.remedy))
+        except (TypeError, ValueError):
+            # what a variable of the wrong type leads to; the variable was found before
+            if not findings:
+                raise
     return list(dict.fromkeys(findings))
 
 
@@ -120,7 +126,7 @@ def _like(word: str, known: list[str]) -> str:
 
 
 def _groups(cluster: Cluster) -> Iterator[Finding]:
-    known = list(component_roles())
+    known = component_groups()
     used = {c for host in cluster.hosts.values() for c in host.components}
     for group, hosts in cluster.groups.items():
         if group in known or group in ("all", "ungrouped"):
@@ -173,8 +179,10 @@ def _typed(cluster: Cluster, host: str, key: str, value: Any, spec: dict[str, An
     evaluated = cluster.template(host, value)
     argument = {k: v for k, v in spec.items() if k in ("type", "elements", "choices", "options")}
     checked = ArgumentSpecValidator({key: argument}).validate({key: evaluated})
-    shown = "its value" if "password" in key else repr(evaluated)
-    for _ in checked.error_messages[:1]:
+    # the check takes a text for a list or a dict, too, but as a variable it stays a text
+    text = isinstance(evaluated, str) and spec.get("type") in ("list", "dict")
+    shown = "its value" if "password" in key else "a text" if text else repr(evaluated)
+    if checked.error_messages or text:
         wanted = f"one of {', '.join(map(str, spec['choices']))}" if "choices" in spec else f"of type {spec.get('type', 'str')}"
         yield Finding(_where(cluster, key, value), f"{shown} is not {wanted}", spec["description"].split(";")[0])
         return
@@ -186,7 +194,7 @@ def _typed(cluster: Cluster, host: str, key: str, value: Any, spec: dict[str, An
             size(evaluated)
         except InputError as error:
             yield Finding(_where(cluster, key, value), error.message, spec["description"])
-    if key.endswith(("_mb", "_per_host", "_partitions", "_factor", "_replicas", "_timeout", "_connections")) and number < 1:
+    if key.endswith(_AT_LEAST_ONE) and number < 1:
         yield Finding(_where(cluster, key, value), f"{number} is less than 1", spec["description"])
     if key.endswith("_dir") and (not str(evaluated).startswith("/") or str(evaluated).strip("/").count("/") < 1):
         yield Finding(
@@ -233,6 +241,10 @@ def _requirements(cluster: Cluster) -> Iterator[Finding]:
                     f"needs {needed}, whose group has no hosts",
                     f"add a host to the group {needed}",
                 )
+        for conflict in description.get("conflicts", []):
+            said = cluster.template(cluster.groups[component][0], conflict)
+            if said["when"]:
+                yield Finding(f"{cluster.inventory_dir}: group {component}", said["what"], said["remedy"])
         most = description.get("most_hosts")
         if most and len(cluster.groups[component]) > most:
             yield Finding(
@@ -377,8 +389,14 @@ def _ports(cluster: Cluster, host: str, facts: dict[str, Any]) -> Iterator[Findi
         yield Finding(
             host,
             f"port {port} of {user.name} is held by {state['held_by']}",
-            f"stop that, or set {user.component}_port to another",
+            f"stop that, or set {_port_variables(cluster, host, user.component, int(port))} to another",
         )
+
+
+def _port_variables(cluster: Cluster, host: str, component: str, port: int) -> str:
+    """The variable that a component's port is from; all that may be when none has just that number."""
+    names = [name for name in roles()[component].options if name.endswith("_port")]
+    return " or ".join([name for name in names if int(cluster.var(host, name)) == port] or names)
 
 
 def _clock(cluster: Cluster, host: str, facts: dict[str, Any]) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from confluent_kafka import KafkaException, Producer
 
 from venice.dlq import COUNT, ERRORS, FROM, MARKS, ORIGIN, DeadLetters, Letter, Mark, mark_key
 from venice.errors import InputError, VeniceError
-from venice.messages import ACKNOWLEDGED_SECONDS, Outgoing, deliver, iso, producer_of
+from venice.messages import TRANSACTION_SECONDS, Outgoing, deliver, iso, producer_of
 from venice.specs import TopicSpec
 
 # records of one transaction
@@ -175,10 +175,10 @@ def send(dead: DeadLetters, plan: Plan) -> None:
     if not plan.sendings:
         return
     dead.kafka.ensure_topics([TopicSpec(MARKS, 1, None, {"cleanup.policy": "compact"})], len(dead.kafka.partitions(plan.topic)[0].replicas))
-    producer = producer_of(dead.kafka, {"transactional.id": f"venice-dlq-{plan.topic}", "transaction.timeout.ms": 60_000})
+    producer = producer_of(dead.kafka, f"venice-dlq-{plan.topic}")
     try:
         # another replay of the topic that still runs can commit nothing from here on, so its marks are all read
-        producer.init_transactions(ACKNOWLEDGED_SECONDS)
+        producer.init_transactions(TRANSACTION_SECONDS)
         marks = dead.marks([plan.topic])
         still: list[Sending] = []
         for sending in plan.sendings:
@@ -218,11 +218,11 @@ def _transaction(dead: DeadLetters, producer: Producer, topic_id: str, batch: li
         deliver(
             dead.kafka, producer, [Outgoing(MARKS, key, json.dumps(vars(mark)).encode()) for key, mark in zip(keys, marks, strict=True)]
         )
-        producer.commit_transaction(ACKNOWLEDGED_SECONDS)
+        producer.commit_transaction(TRANSACTION_SECONDS)
     except (KafkaException, VeniceError):
         # what can't be aborted now (no broker answers, another replay took over) the brokers abort
         with contextlib.suppress(KafkaException):
-            producer.abort_transaction(ACKNOWLEDGED_SECONDS)
+            producer.abort_transaction(TRANSACTION_SECONDS)
         raise
     return found
 

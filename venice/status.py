@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -39,6 +40,11 @@ class Row:
     uptime: str
     ports: str
 
+    @property
+    def well(self) -> bool:
+        """True when it runs, and its health check, where it has one, agrees."""
+        return self.state == "running" and self.health in ("healthy", "none")
+
 
 @dataclass
 class Status:
@@ -61,7 +67,7 @@ class Status:
         """0 all is well, 1 something is not healthy, 3 a host does not answer."""
         if self.unreachable:
             return 3
-        well = all(r.state == "running" and r.health in ("healthy", "none") for r in self.containers)
+        well = all(r.well for r in self.containers)
         return 0 if well and not self.problems and all(c["running"] for c in self.connectors) else 1
 
 
@@ -118,7 +124,10 @@ def watch(cluster: Cluster, seconds: float, console: Console) -> Status:
                 status = ask(sources)
                 sources.renew(status.unreachable)
                 head = Text(f"{cluster.name} at {datetime.now():%H:%M:%S}, every {seconds:g} s; Ctrl-C ends", style="dim")
-                live.update(Group(head, "", render(status)), refresh=True)
+                picture = Group(head, "", render(status))
+                if len(console.render_lines(picture)) > console.height:
+                    picture = Group(head, "", render(status, short=True))
+                live.update(picture, refresh=True)
                 time.sleep(max(0.0, seconds - (time.monotonic() - begun)))
         except KeyboardInterrupt:
             return status
@@ -157,7 +166,7 @@ def _next(cluster: Cluster, status: Status) -> list[str]:
     stopped = [r for r in there if r.state in ("exited", "created")]
     if stopped and len(stopped) == len(there):
         return [*steps, "venice up"]
-    ill = [r for r in there if r.state not in ("running", "missing") or (r.state == "running" and r.health not in _GOOD)]
+    ill = [r for r in there if r.state != "missing" and not r.well]
     # what is stopped may be why others are ill
     steps += [f"venice restart {r.instance}@{r.host}" for r in stopped] if len(stopped) == 1 else ["venice up"] if stopped else []
     # one that has just started is given its time, the others tell in their logs why they do not run
@@ -181,8 +190,29 @@ def _containers(host: DockerHost, cluster: str) -> dict[str, dict[str, Any]]:
     """Containers of the cluster by name, as `docker inspect` has them."""
     with host.asking():
         api = host.docker.api
-        found = api.containers(all=True, filters={"label": f"venice.cluster={cluster}"})
-        return {c["Names"][0].lstrip("/"): api.inspect_container(c["Id"]) for c in found}
+        listed = api.containers(all=True, filters={"label": f"venice.cluster={cluster}"})
+        found = {c["Names"][0].lstrip("/"): api.inspect_container(c["Id"]) for c in listed}
+    _look_first(host, found)
+    return found
+
+
+def _look_first(host: DockerHost, found: dict[str, dict[str, Any]]) -> None:
+    """Asks the health checks of containers that are `starting`: Docker's own first look comes an interval after the start, when a
+    deployment that has asked them itself has ended already. Those that do not answer in time stay what they are."""
+    deadline = time.monotonic() + _LIMIT
+
+    def ask(name: str) -> None:
+        state, (kind, *command) = found[name]["State"], found[name]["Config"]["Healthcheck"]["Test"]
+        argv = command if kind == "CMD" else ["/bin/sh", "-c", *command]
+        left = deadline - time.monotonic()
+        with suppress(VeniceError):
+            if left > 0 and host.exec(name, argv, timeout=left)[0] == 0:
+                state["Health"]["Status"] = "healthy"
+
+    starting = [name for name, c in found.items() if (c["State"].get("Health") or {}).get("Status") == "starting"]
+    # sshd allows ten sessions in a connection
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, starting))
 
 
 def _rows(cluster: Cluster, host: str, found: dict[str, dict[str, Any]], answered: bool) -> list[Row]:
@@ -264,9 +294,12 @@ def _connectors(sources: Sources) -> list[dict[str, Any]]:
     ]
 
 
-def render(status: Status) -> Group:
-    """The tables for a person; reads well at 80 columns."""
-    parts: list[Any] = [_table(status)]
+def render(status: Status, short: bool = False) -> Group:
+    """The tables for a person; reads well at 80 columns. `short`: containers that are well are only counted."""
+    rows = [row for row in status.containers if not (short and row.well)]
+    parts: list[Any] = [_table(rows)] if rows else []
+    if left_out := len(status.containers) - len(rows):
+        parts.append(Text(f"{left_out} healthy, not shown", style="green"))
     if status.brokers:
         parts += ["", _broker_table(status.brokers)]
     if status.connectors:
@@ -290,9 +323,9 @@ def _grid(*headings: str) -> Table:
     return table
 
 
-def _table(status: Status) -> Table:
+def _table(rows: list[Row]) -> Table:
     table = _grid("instance", "host", "state", "health", "up", "ports", "image")
-    for row in status.containers:
+    for row in rows:
         # Venice's own are named after what they are; their tag says which.
         image = row.image.split(":")[-1] if row.image.startswith("venice/") else row.image
         table.add_row(

@@ -30,7 +30,7 @@ def pages(cluster: Cluster) -> list[Page]:
     found = []
     for component in cluster.order:
         if web := component_roles()[component].description.get("web"):
-            for i in cluster.instances(component):
+            for i in (i for i in cluster.instances(component) if web["port"] in i.ports):
                 found.append(Page(web["name"], component, i.name, i.host, f"http://{i.endpoint(web['port'])}{web['path']}"))
     return found
 

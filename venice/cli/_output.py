@@ -16,11 +16,14 @@ def print_json(data: Any) -> None:
 
 
 def console() -> "Console":
-    """A console for people: a terminal's own width, and wide enough to cut nothing when it is piped into a program."""
+    """A console for people: a terminal's own width, and wide enough to cut nothing when it is piped into a program.
+
+    Brackets are what they are: names and values of others are printed, and none of it is markup.
+    """
     from rich.console import Console
 
-    found = Console(soft_wrap=False, highlight=False)
-    return found if found.is_terminal else Console(width=max(found.width, 160), highlight=False)
+    found = Console(highlight=False, markup=False)
+    return found if found.is_terminal else Console(width=max(found.width, 160), highlight=False, markup=False)
 
 
 def grid(*headings: str, right: tuple[str, ...] = ()) -> "Table":

@@ -51,8 +51,6 @@ def command(ctx: click.Context, inventory_name: str | None, as_json: bool) -> No
 @cluster_option
 def show(cluster: Any, name: str, as_json: bool) -> None:
     """Show one connector: its tasks, how far it is, and its configuration without secrets."""
-    from rich.text import Text
-
     from venice import connectors
 
     found = connectors.details(cluster, name)
@@ -80,7 +78,7 @@ def show(cluster: Any, name: str, as_json: bool) -> None:
     out.print()
     config = grid("option", "value")
     for key, value in found.config.items():
-        config.add_row(key, Text(value))
+        config.add_row(key, value)
     out.print(config)
 
 

@@ -26,6 +26,8 @@ def command() -> None:
 @json_option
 def list_(cluster, as_json: bool) -> None:
     """List the dead letter topics, how many records wait in each, and why the newest one failed."""
+    from rich.text import Text
+
     from venice import human
     from venice.cli._output import console, grid, print_json
     from venice.dlq import DeadLetters
@@ -39,7 +41,7 @@ def list_(cluster, as_json: bool) -> None:
     table = grid("dead letters", "from", "records", "waiting", "newest", right=("records", "waiting"))
     for queue in found:
         age = "" if queue.timestamp is None else human.age(time.time() - queue.timestamp / 1000)
-        waiting = f"[yellow]{queue.waiting}[/]" if queue.waiting else "0"
+        waiting = Text(str(queue.waiting), style="yellow") if queue.waiting else "0"
         table.add_row(queue.topic, ", ".join(queue.sources), str(queue.records), waiting, age)
     out = console()
     out.print(table if found else "no dead letter topics")

@@ -29,10 +29,12 @@ def command(cluster, scripts: tuple[str, ...], file: IO[str] | None, as_json: bo
         raise InputError("-e and -f together: which first?", "run the command twice")
     if not scripts and not file and terminal.on_terminal():
         instance = cluster.instances("ksqldb")[0]
+        url = f"http://localhost:{instance.ports['http']}"
         with DockerHost(cluster.hosts[instance.host]) as host:
-            sys.exit(terminal.attach(host, instance.container, ["ksql", f"http://localhost:{instance.ports['http']}"], True))
+            sys.exit(terminal.attach(host, instance.container, [*cluster.var(instance.host, "ksqldb_cli"), url], True))
     source = file or sys.stdin
-    statements = ksqldb.split("\n".join(scripts) if scripts else source.read(), "" if scripts else source.name)
+    # each may lack its last semicolon, and end with a comment
+    statements = ksqldb.split("\n;".join(scripts) if scripts else source.read(), "" if scripts else source.name)
     for found in ksqldb.KsqlDb.of(cluster).run(statements, "" if scripts else source.name):
         (_print_json if as_json else _print)(found)
 

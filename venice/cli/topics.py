@@ -31,6 +31,8 @@ def command(ctx: click.Context, inventory_name: str | None, every: bool, as_json
 
 
 def _table(found) -> None:
+    from rich.text import Text
+
     from venice import human
     from venice.cli._output import console, grid
 
@@ -50,7 +52,7 @@ def _table(found) -> None:
             topic.name,
             str(topic.partitions),
             str(topic.replication),
-            f"[yellow]{topic.under_replicated}[/]" if topic.under_replicated else "0",
+            Text(str(topic.under_replicated), style="yellow") if topic.under_replicated else "0",
             topic.kept,
             "?" if topic.messages is None else f"{topic.messages:,}",
             "?" if topic.size is None else human.size(topic.size),
@@ -59,7 +61,7 @@ def _table(found) -> None:
     console().print(table if found.topics else "no topics; `venice topics --all` also shows those of the services")
     for topic in found.topics:
         if topic.offline:
-            console().print(f"[red]{topic.name}: {topic.offline} of {topic.partitions} partitions have no leader[/]")
+            console().print(f"{topic.name}: {topic.offline} of {topic.partitions} partitions have no leader", style="red")
     for node, reason in sorted(found.silent.items()):
         console().print(f"broker {node} did not answer, so what it has on disk is unknown: {reason}", highlight=False)
 

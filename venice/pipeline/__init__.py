@@ -4,20 +4,23 @@ Loading this loads no client of any service: every command that makes the model 
 """
 
 from venice.pipeline.connectors import ConnectorFile, config_differences, dead_letter_topic, replaced, with_sink_defaults
-from venice.pipeline.files import FILE, digest, load, producers
-from venice.pipeline.model import Change, Pipeline, Producer, Schema, Sql
+from venice.pipeline.files import FILE, digest, jobs, load, producers
+from venice.pipeline.model import Change, Job, Pipeline, Producer, Schema, Sql, belonging
 
 __all__ = [
     "FILE",
     "Change",
     "ConnectorFile",
+    "Job",
     "Pipeline",
     "Producer",
     "Schema",
     "Sql",
+    "belonging",
     "config_differences",
     "dead_letter_topic",
     "digest",
+    "jobs",
     "load",
     "producers",
     "replaced",

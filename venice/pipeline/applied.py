@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from venice.kafka import Kafka
 
 TOPIC = TopicSpec("venice.pipelines", 1, None, {"cleanup.policy": "compact", "retention.ms": "-1"})
-KINDS = ("topic", "schema", "sql", "connector", "producer")
+KINDS = ("topic", "schema", "sql", "table", "connector", "producer", "job")
 _SECONDS = 5.0
 
 
@@ -35,13 +35,18 @@ class Applied:
 
 def read(kafka: "Kafka") -> dict[str, Applied]:
     """All pipelines that were applied, by name. UnreachableError when no broker answers."""
+    return {name: record for name, value in latest(kafka, TOPIC.name).items() if (record := _record(value))}
+
+
+def latest(kafka: "Kafka", topic: str) -> dict[str, bytes]:
+    """The newest value of each key of a compacted topic with one partition; nothing when there is no such topic."""
     from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
     consumer = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": "venice", "enable.auto.commit": False, "log_level": 0})
-    place = TopicPartition(TOPIC.name, 0, OFFSET_BEGINNING)
-    found: dict[str, Applied] = {}
+    place = TopicPartition(topic, 0, OFFSET_BEGINNING)
+    found: dict[str, bytes] = {}
     try:
-        metadata = consumer.list_topics(TOPIC.name, timeout=_SECONDS).topics.get(TOPIC.name)
+        metadata = consumer.list_topics(topic, timeout=_SECONDS).topics.get(topic)
         if metadata is None or metadata.error or not metadata.partitions:
             return {}
         low, end = consumer.get_watermark_offsets(place, timeout=_SECONDS)
@@ -53,26 +58,26 @@ def read(kafka: "Kafka") -> dict[str, Applied]:
             if message is None or message.error():
                 if time.monotonic() > deadline:
                     why = message.error().str() if message else "no answer"
-                    raise UnreachableError(f"Kafka: topic {TOPIC.name} can't be read: {why}", "`venice status` shows the brokers")
+                    raise UnreachableError(f"Kafka: topic {topic} can't be read: {why}", "`venice status` shows the brokers")
                 # what was compacted away at the end is never delivered; the position tells
                 at = max(at, consumer.position([place])[0].offset)
                 continue
             at = message.offset() + 1
-            name = (message.key() or b"").decode(errors="replace")
-            found.pop(name, None)
-            if record := _record(message.value()):
-                found[name] = record
+            key = (message.key() or b"").decode(errors="replace")
+            found.pop(key, None)
+            if value := message.value():
+                found[key] = value
     except KafkaException as error:
-        raise UnreachableError(f"Kafka: topic {TOPIC.name}: {error.args[0].str()}", "`venice status` shows the brokers") from error
+        raise UnreachableError(f"Kafka: topic {topic}: {error.args[0].str()}", "`venice status` shows the brokers") from error
     finally:
         consumer.close()
     return found
 
 
-def _record(value: bytes | None) -> Applied | None:
-    """What a record says; None for one that was deleted, or that nobody of Venice's has written."""
+def _record(value: bytes) -> Applied | None:
+    """What a record says; None for one that nobody of Venice's has written."""
     try:
-        said = json.loads(value or b"")
+        said = json.loads(value)
         return Applied(**{field.name: said[field.name] for field in fields(Applied)})
     except (ValueError, KeyError, TypeError):
         return None
@@ -80,12 +85,16 @@ def _record(value: bytes | None) -> Applied | None:
 
 def write(kafka: "Kafka", record: Applied, replication: int) -> None:
     """Keep a pipeline's record; one that has made nothing (any more) is forgotten. VeniceError when it was not acknowledged."""
+    keep(kafka, TOPIC, record.name, json.dumps(asdict(record)).encode() if any(record.resources.values()) else None, replication)
+
+
+def keep(kafka: "Kafka", topic: TopicSpec, key: str, value: bytes | None, replication: int) -> None:
+    """Make a key's newest value this one (None: forget the key); the topic is made when need be. VeniceError when not acknowledged."""
     from confluent_kafka import Producer
 
-    kafka.ensure_topics([TOPIC], replication)
+    kafka.ensure_topics([topic], replication)
     failures: list[str] = []
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "acks": "all", "message.timeout.ms": 10_000, "log_level": 0})
-    value = json.dumps(asdict(record)).encode() if any(record.resources.values()) else None
-    producer.produce(TOPIC.name, key=record.name.encode(), value=value, on_delivery=lambda error, _: error and failures.append(error.str()))
+    producer.produce(topic.name, key=key.encode(), value=value, on_delivery=lambda error, _: error and failures.append(error.str()))
     if producer.flush(12) or failures:
-        raise VeniceError(f"Kafka: topic {TOPIC.name}: {failures[0] if failures else 'not acknowledged'}", "apply the pipeline again")
+        raise VeniceError(f"Kafka: topic {topic.name}: {failures[0] if failures else 'not acknowledged'}", "apply the pipeline again")

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class ConnectorFile:
         """Name and configuration with variables replaced and Venice's defaults for sinks added."""
         try:
             # replaced inside the parsed strings, so that a value with a quote in it can't break the JSON
-            document = _walk(json.loads(self.text), lambda text: replaced(text, variables, self.path, self.text))
+            document = walked(json.loads(self.text), variables, self.path, self.text)
         except json.JSONDecodeError as error:
             raise InputError(f"{self.path}:{error.lineno}: {error.msg}", "correct the JSON there") from error
         if not isinstance(document, dict) or set(document) != {"name", "config"}:
@@ -86,12 +86,13 @@ def as_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _walk(value: Any, change: Callable[[str], str]) -> Any:
+def walked(value: Any, variables: Mapping[str, Any], file: Path, whole: str) -> Any:
+    """A parsed document with `${name}` replaced in all its texts; InputError as of `replaced`."""
     if isinstance(value, dict):
-        return {key: _walk(item, change) for key, item in value.items()}
+        return {key: walked(item, variables, file, whole) for key, item in value.items()}
     if isinstance(value, list):
-        return [_walk(item, change) for item in value]
-    return change(value) if isinstance(value, str) else value
+        return [walked(item, variables, file, whole) for item in value]
+    return replaced(value, variables, file, whole) if isinstance(value, str) else value
 
 
 def config_differences(current: dict[str, str] | None, desired: dict[str, str]) -> tuple[Difference, ...]:

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from venice.errors import InputError, UnreachableError, VeniceError
 from venice.pipeline.connectors import replaced
 from venice.pipeline.model import Pipeline
+from venice.pipeline.on_flink import OnFlink
+from venice.pipeline.on_ksqldb import OnKsqlDb
 from venice.specs import Difference
 
 
@@ -38,11 +40,19 @@ class Engine(Protocol):
     def differences(self, cluster: Any, files: Sequence[Statements]) -> dict[tuple[str, str], tuple[Difference, ...]]:
         """What is not as the files say, by pipeline and name; only files that are to be applied. All are asked for at once."""
 
-    def apply(self, cluster: Any, file: Statements) -> None:
-        """Run a file. VeniceError naming the file's line when a statement fails."""
+    def apply(self, cluster: Any, file: Statements) -> Sequence[str] | None:
+        """Run a file: remarks for a person, if any. VeniceError naming the file's line when a statement fails."""
+
+    def made(self, cluster: Any, pipeline: str, name: str) -> Sequence[str]:
+        """What `forget` removes of what this file did."""
 
     def forget(self, cluster: Any, pipeline: str, name: str) -> None:
-        """Remember no longer that this file was applied. What it did stays."""
+        """Remember no longer that this file was applied, and remove what `made` names. Else what it did stays."""
+
+
+def made(cluster: Any, pipeline: str, name: str) -> list[str]:
+    """What goes when a file is forgotten that a pipeline no longer has; nothing when what it did stays."""
+    return [thing for engine in ENGINES.values() if cluster.groups.get(engine.component) for thing in engine.made(cluster, pipeline, name)]
 
 
 def forget(cluster: Any, pipeline: str, name: str) -> None:
@@ -68,6 +78,9 @@ def _engine(cluster: Any, pipeline: Pipeline, name: str, on: str | None) -> str:
         if not present:
             groups = f"add a host to the group {' or '.join(streams)}, or " if streams else ""
             raise InputError(f"{place}: {name}: the inventory has no stream processor to run it", f"{groups}write on: postgres")
+        if len(present) > 1:
+            # a component that is added must not take over what another one runs
+            raise InputError(f"{place}: {name}: the inventory has {' and '.join(present)}", "say in `on` which of them is to run it")
         return present[0]
     if on not in ENGINES:
         raise InputError(f"{place}: {name}: this Venice can't run SQL on {on}", f"it can on {', '.join(ENGINES)}")
@@ -145,6 +158,10 @@ class OnPostgres:
         if code:
             raise VeniceError(_explained(file, errors), "correct the statement; nothing of this file was kept")
 
+    def made(self, cluster: Any, pipeline: str, name: str) -> Sequence[str]:
+        """Nothing: no SQL is undone."""
+        return ()
+
     def forget(self, cluster: Any, pipeline: str, name: str) -> None:
         """Remove its row, where there is one."""
         from venice.postgres import Postgres
@@ -172,4 +189,4 @@ def _explained(file: Statements, errors: str) -> str:
     return "\n  ".join([f"{file.file}:{line}: {re.sub(' +', ' ', said)}", *more])
 
 
-ENGINES: dict[str, Engine] = {"postgres": OnPostgres()}
+ENGINES: dict[str, Engine] = {"postgres": OnPostgres(), "flink": OnFlink(), "ksqldb": OnKsqlDb()}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import yaml
 from venice import paths, schema_files
 from venice.errors import InputError
 from venice.pipeline.connectors import ConnectorFile, as_text
-from venice.pipeline.model import Pipeline, Producer, Schema, Sql
+from venice.pipeline.model import Job, Pipeline, Producer, Schema, Sql
+from venice.pipeline.tables import TableFiles
 from venice.specs import TopicSpec, retention_ms
 
 FILE = "pipeline.yml"
@@ -37,6 +38,7 @@ def load(folder: Path) -> Pipeline:
     document, lines = _parse(file, _read(file))
     _validate(file, document, lines)
     _refuse_doubles(file, document, lines)
+    _refuse_unknown(file, document, lines)
     places: dict[tuple[str, ...], str] = {}
 
     def path(name: str, *place: Any) -> Path:
@@ -55,9 +57,17 @@ def load(folder: Path) -> Pipeline:
         for n, item in items("schemas", "schema", "subject")
     ]
     sql = [
-        Sql(item["file"], target := path(item["file"], "sql", n, "file"), _read(target), item.get("on"))
+        Sql(item["file"], target := path(item["file"], "sql", n, "file"), _read(target), item.get("on"), item.get("only_with", ""))
         for n, item in items("sql", "sql", "file")
     ]
+    tables = []
+    for n, item in enumerate(document.get("pinot") or []):
+        schema, table = (path(item[key], "pinot", n, key) for key in ("schema", "table"))
+        found = TableFiles.of(schema, table, _read(schema), _read(table), item.get("only_with", ""))
+        if found.name in (other.name for other in tables):
+            raise InputError(f"{file}:{_line(lines, ('pinot', n))}: pinot: there is already a table {found.name}", "keep one")
+        places["table", found.name] = f"{file}:{_line(lines, ('pinot', n))}"
+        tables.append(found)
     connectors = [
         ConnectorFile(target := path(name, "connectors", n), _read(target)) for n, name in enumerate(document.get("connectors") or [])
     ]
@@ -69,6 +79,8 @@ def load(folder: Path) -> Pipeline:
     for n, item in items("producers", "producer", "name"):
         if "script" in item:
             path(item["script"], "producers", n, "script")
+    for n, item in items("jobs", "job", "name"):
+        path(item["script"], "jobs", n, "script")
     return Pipeline(
         folder.resolve().name,
         folder,
@@ -76,8 +88,10 @@ def load(folder: Path) -> Pipeline:
         tuple(topics),
         tuple(schemas),
         tuple(sql),
+        tuple(tables),
         tuple(connectors),
         tuple(_producers(folder, document)),
+        tuple(_jobs(folder, document)),
         places,
     )
 
@@ -87,14 +101,23 @@ def producers(folder: Path) -> list[Producer]:
 
     InputError as from `load` when the file can't be understood.
     """
-    file = folder / FILE
+    found = _alone(folder, _producers)
+    return list(load(folder).producers) if found is None else found
+
+
+def jobs(folder: Path) -> list[Job]:
+    """The jobs alone, as `producers`."""
+    found = _alone(folder, _jobs)
+    return list(load(folder).jobs) if found is None else found
+
+
+def _alone(folder: Path, read: Callable[[Path, Mapping[str, Any]], list[Any]]) -> list[Any] | None:
+    """One section's programs; None when something is wrong with them, which `load` can say better."""
     try:
-        found = _producers(folder, yaml.load(_read(file), Loader=_Loader) or {})  # noqa: S506 (a safe loader's child)
-        if all(producer.script is None or producer.script.is_file() for producer in found):
-            return found
+        found = read(folder, yaml.load(_read(folder / FILE), Loader=_Loader) or {})  # noqa: S506 (a safe loader's child)
+        return found if all(program.script is None or program.script.is_file() for program in found) else None
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
-        pass
-    return list(load(folder).producers)
+        return None
 
 
 def _producers(folder: Path, document: Mapping[str, Any]) -> list[Producer]:
@@ -109,8 +132,22 @@ def _producers(folder: Path, document: Mapping[str, Any]) -> list[Producer]:
             | {key: as_text(value) for key, value in (item.get("environment") or {}).items()},
             tuple(item.get("health") or ()),
             item.get("memory"),
+            item.get("only_with", ""),
         )
         for item in document.get("producers") or []
+    ]
+
+
+def _jobs(folder: Path, document: Mapping[str, Any]) -> list[Job]:
+    return [
+        Job(
+            item["name"],
+            folder.resolve().name,
+            folder / item["script"],
+            {key: as_text(value) for key, value in (item.get("environment") or {}).items()},
+            item.get("only_with", ""),
+        )
+        for item in document.get("jobs") or []
     ]
 
 
@@ -199,13 +236,25 @@ def _validate(file: Path, document: Any, lines: Mapping[tuple, int]) -> None:
 
 
 def _refuse_doubles(file: Path, document: Mapping[str, Any], lines: Mapping[tuple, int]) -> None:
-    for section, key in (("topics", "name"), ("schemas", "subject"), ("sql", "file"), ("producers", "name")):
+    for section, key in (("topics", "name"), ("schemas", "subject"), ("sql", "file"), ("producers", "name"), ("jobs", "name")):
         seen: dict[str, int] = {}
         for n, item in enumerate(document.get(section) or []):
             line = _line(lines, (section, n))
             if item[key] in seen:
                 raise InputError(f"{file}:{line}: {section}: {item[key]} is already in line {seen[item[key]]}", "keep one")
             seen[item[key]] = line
+
+
+def _refuse_unknown(file: Path, document: Mapping[str, Any], lines: Mapping[tuple, int]) -> None:
+    from venice.cluster import component_groups
+
+    for section in ("sql", "pinot", "producers", "jobs"):
+        for n, item in enumerate(document.get(section) or []):
+            if "only_with" in item and item["only_with"] not in component_groups():
+                line = _line(lines, (section, n, "only_with"))
+                raise InputError(
+                    f"{file}:{line}: {section}.{n}.only_with: no component {item['only_with']}", f"known: {', '.join(component_groups())}"
+                )
 
 
 def _topic(item: Mapping[str, Any]) -> TopicSpec:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from venice.errors import InputError, VeniceError
 from venice.pipeline import applied, engines
-from venice.pipeline.model import Pipeline, Producer, Schema
+from venice.pipeline.model import Job, Pipeline, Producer, Schema
 from venice.specs import Difference, TopicSpec
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _SECONDS = 8.0
 REGISTRIES_THREADS = 8
+# components whose instances pipelines describe
+PROGRAMS = frozenset({"producer", "spark_job"})
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,15 @@ class Wanted:
     pipeline: Pipeline
     topics: tuple[TopicSpec, ...]
     sql: tuple[engines.Statements, ...]
+    tables: Mapping[str, dict[str, Any]]
     connectors: Mapping[str, Stored]
 
     @classmethod
     def of(cls, cluster: Any, pipeline: Pipeline) -> "Wanted":
         """InputError naming file and line of what can't be resolved, or what the inventory has no component for."""
-        from venice.pipeline import dead_letter_topic
+        from venice.pipeline import FILE, dead_letter_topic, replaced
 
+        pipeline = pipeline.within(cluster.groups)
         variables = cluster.pipeline_vars
         connectors: dict[str, Stored] = {}
         for file in pipeline.connectors:
@@ -58,17 +62,23 @@ class Wanted:
         for needed, what, port in (
             (topics, "kafka", "client"),
             (pipeline.schemas, "schema_registry", "http"),
+            (pipeline.tables, "pinot", "controller"),
             (connectors, "connect", "http"),
         ):
             if needed:
                 cluster.required(what, port)
-        if pipeline.producers and not cluster.groups.get("producer"):
-            raise InputError(
-                f"{pipeline.place('producer', pipeline.producers[0].name)}: nothing can run producer {pipeline.producers[0].name}: "
-                f"the group producer of {cluster.inventory_dir} has no hosts",
-                "add a host to the group producer",
-            )
-        return cls(pipeline, tuple(topics.values()), tuple(engines.statements(cluster, pipeline, variables)), connectors)
+        for programs, kind, group in ((pipeline.producers, "producer", "producer"), (pipeline.jobs, "job", "spark")):
+            if programs and not cluster.groups.get(group):
+                raise InputError(
+                    f"{pipeline.place(kind, programs[0].name)}: nothing can run {kind} {programs[0].name}: "
+                    f"the group {group} of {cluster.inventory_dir} has no hosts",
+                    f"add a host to the group {group}",
+                )
+        for program in (*pipeline.producers, *pipeline.jobs):
+            for value in program.environment.values():
+                replaced(value, variables, pipeline.folder / FILE, (pipeline.folder / FILE).read_text())
+        tables = {table.name: table.load(variables) for table in pipeline.tables}
+        return cls(pipeline, tuple(topics.values()), tuple(engines.statements(cluster, pipeline, variables)), tables, connectors)
 
     @property
     def resources(self) -> dict[str, list[str]]:
@@ -77,8 +87,10 @@ class Wanted:
             "topic": [topic.name for topic in self.topics],
             "schema": [schema.subject for schema in self.pipeline.schemas],
             "sql": [file.name for file in self.sql],
+            "table": list(self.tables),
             "connector": list(self.connectors),
             "producer": [producer.name for producer in self.pipeline.producers],
+            "job": [job.name for job in self.pipeline.jobs],
         }
 
 
@@ -102,12 +114,13 @@ class Look:
         with ThreadPoolExecutor(6) as pool:
             self._topics = pool.submit(self._look_at_topics)
             self._subjects = pool.submit(self._look_at_subjects)
+            self._tables = pool.submit(self._look_at_tables)
             self._connectors = pool.submit(self._look_at_connectors)
             files: dict[str, list[engines.Statements]] = {}
             for file in (file for w in self.wanted for file in w.sql):
                 files.setdefault(file.engine, []).append(file)
             self._sql = {engine: pool.submit(engines.ENGINES[engine].differences, cluster, found) for engine, found in files.items()}
-            self._producers = pool.submit(self._look_at_producers)
+            self._programs = pool.submit(self._look_at_programs)
             self._applied = pool.submit(self._look_at_applied)
 
     @property
@@ -121,6 +134,11 @@ class Look:
         return self._subjects.result()
 
     @property
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """Wanted tables that Pinot has, as it reads them (defaults filled in)."""
+        return self._tables.result()
+
+    @property
     def connectors(self) -> dict[str, "Connector"]:
         """All connectors."""
         return self._connectors.result()
@@ -130,9 +148,9 @@ class Look:
         return self._sql[file.engine].result().get((file.pipeline, file.name), ())
 
     @property
-    def producers(self) -> dict[str, dict[str, Any]]:
-        """The cluster's producers' containers by name (`docker inspect`), with `host`."""
-        return self._producers.result()
+    def programs(self) -> dict[str, dict[str, Any]]:
+        """The containers of the cluster's producers and jobs by name (`docker inspect`), with `host`."""
+        return self._programs.result()
 
     @property
     def applied(self) -> dict[str, applied.Applied]:
@@ -164,6 +182,15 @@ class Look:
             answers: list[Future[Subject]] = [pool.submit(subject, registry, schema) for _, schema in schemas]
             return {(pipeline, schema.subject): answer.result() for (pipeline, schema), answer in zip(schemas, answers, strict=True)}
 
+    def _look_at_tables(self):
+        names = {name for w in self.wanted for name in w.tables}
+        if not names:
+            return {}
+        from venice.pinot import Pinot
+
+        pinot = Pinot.of(self.cluster)
+        return {name: pinot.validated(pinot.table(name)) for name in names.intersection(pinot.tables())}
+
     def _look_at_connectors(self):
         if not self.cluster.groups.get("connect"):
             return {}
@@ -171,8 +198,8 @@ class Look:
 
         return Connect.of(self.cluster).connectors()
 
-    def _look_at_producers(self):
-        hosts = [host for host in self.cluster.hosts.values() if "producer" in host.components]
+    def _look_at_programs(self):
+        hosts = [host for host in self.cluster.hosts.values() if not PROGRAMS.isdisjoint(host.components)]
         if not hosts or not self.containers:
             return {}
         from venice.hosts import over
@@ -186,8 +213,8 @@ class Look:
     def _containers(self, host):
         with host.asking():
             api = host.docker.api
-            labels = [f"venice.cluster={self.cluster.name}", "venice.component=producer"]
-            found = api.containers(all=True, filters={"label": labels})
+            found = api.containers(all=True, filters={"label": [f"venice.cluster={self.cluster.name}", "venice.component"]})
+            found = [c for c in found if c["Labels"]["venice.component"] in PROGRAMS]
             return {c["Names"][0].lstrip("/"): api.inspect_container(c["Id"]) | {"host": host.name} for c in found}
 
     def _look_at_applied(self):
@@ -216,11 +243,11 @@ def topic_differences(look: Look, spec: TopicSpec) -> list[Difference]:
     return differences(spec, partitions, config, int(look.cluster.pipeline_vars["replication_factor"]))
 
 
-def producer_differences(look: Look, producer: Producer) -> tuple[str, tuple[Difference, ...]]:
-    """`create` or `update`, and what differs at a producer's container; none when nothing does."""
-    [instance] = [i for i in look.cluster.instances("producer") if i.name == producer.instance]
+def program_differences(look: Look, program: Producer | Job) -> tuple[str, tuple[Difference, ...]]:
+    """`create` or `update`, and what differs at the container of a producer or a job; none when nothing does."""
+    [instance] = [i for i in look.cluster.instances() if i.component in PROGRAMS and i.name == program.instance]
     [wanted] = [c for c in look.cluster.desired(instance.host)["containers"] if c["name"] == instance.container]
-    found = look.producers.get(instance.container)
+    found = look.programs.get(instance.container)
     if found is None:
         return "create", (Difference("host", None, instance.host), Difference("image", None, wanted["image"]))
     now = {

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from venice.pipeline.connectors import ConnectorFile
+from venice.pipeline.tables import TableFiles
 from venice.specs import Difference, TopicSpec
 
 MARKS = {"create": "+", "update": "~", "remove": "-"}
@@ -35,6 +36,7 @@ class Sql:
     file: Path
     text: str
     on: str | None = None
+    only_with: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Producer:
     environment: Mapping[str, str] = field(default_factory=dict)
     health: tuple[str, ...] = ()
     memory: str | None = None
+    only_with: str = ""
 
     @property
     def instance(self) -> str:
@@ -68,8 +71,41 @@ class Producer:
 
 
 @dataclass(frozen=True)
+class Job:
+    """A streaming job: a Python `script` that Venice submits to a stream processor, with its driver in a container."""
+
+    name: str
+    pipeline: str
+    script: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    only_with: str = ""
+
+    @property
+    def instance(self) -> str:
+        """The name of its driver's instance, as `venice status` shows it."""
+        return f"spark-job-{self.name}"
+
+    @property
+    def digest(self) -> str:
+        """What tells this job from another, its script's text included: 12 hex digits."""
+        said = [self.script.read_text(), sorted(self.environment.items())]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+
+
+Part = TypeVar("Part", Sql, TableFiles, Producer, Job)
+
+
+def belonging(parts: Iterable[Part], groups: Mapping[str, Any]) -> list[Part]:
+    """Those that an inventory with these groups (component -> hosts) is to have."""
+    return [part for part in parts if not part.only_with or groups.get(part.only_with)]
+
+
+@dataclass(frozen=True)
 class Pipeline:
-    """A pipeline folder, read and checked. `places`: where each thing stands, `file:line` by kind and name (and key)."""
+    """A pipeline folder, read and checked. `places`: where each thing stands, `file:line` by kind and name (and key).
+
+    What has `only_with` is left out where the inventory has no host for that component: see `within`.
+    """
 
     name: str
     folder: Path
@@ -77,9 +113,16 @@ class Pipeline:
     topics: tuple[TopicSpec, ...] = ()
     schemas: tuple[Schema, ...] = ()
     sql: tuple[Sql, ...] = ()
+    tables: tuple[TableFiles, ...] = ()
     connectors: tuple[ConnectorFile, ...] = ()
     producers: tuple[Producer, ...] = ()
+    jobs: tuple[Job, ...] = ()
     places: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+
+    def within(self, groups: Mapping[str, Any]) -> "Pipeline":
+        """What of it an inventory with these groups (component -> hosts) is to have."""
+        parts = ("sql", "tables", "producers", "jobs")
+        return replace(self, **{part: tuple(belonging(getattr(self, part), groups)) for part in parts})
 
     def place(self, *what: str) -> str:
         """`file:line` of a thing (kind, name) or of one key of it; the file alone for what is implied, as a dead letter topic."""
@@ -104,9 +147,9 @@ class Change:
         """What happens to what: `+ topic orders (partitions 3, ...)`, `~ connector x`."""
         head = f"{MARKS[self.action]} {self.kind} {self.name}"
         if self.action == "remove" and self.kind == "sql":
-            return f"{head} (forgotten; what it did stays)"
-        # a connector's whole configuration would say less than its file, a text's digest nothing
-        if self.action != "create" or self.kind in ("connector", "sql"):
+            return f"{head} (drops {self.differences[0].current})" if self.differences else f"{head} (forgotten; what it did stays)"
+        # a connector's or a table's whole configuration would say less than its file, a text's digest nothing
+        if self.action != "create" or self.kind in ("connector", "sql", "table"):
             return head
         said = ", ".join(f"{d.field} {d.desired}" for d in self.differences if d.desired)
         return f"{head} ({said})" if said else head

@@ -1,7 +1,7 @@
 """What it takes to make a cluster what pipelines say: compared and checked before anything is changed, then carried out in order.
 
-Order: topics, schemas, SQL, connectors; producers are containers, so Ansible makes them (`Plan.producers`). What `prune`
-removes goes last, when the producers are gone.
+Order: topics, schemas, SQL, tables, connectors; producers and jobs are containers, so Ansible makes them (`Plan.programs`). What `prune`
+removes goes last, when the programs are gone.
 """
 
 import json
@@ -14,17 +14,20 @@ from typing import Any
 
 from venice import __version__
 from venice.errors import InputError, VeniceError
+from venice.masking import masked
 from venice.pipeline.applied import KINDS, Applied, write
 from venice.pipeline.connectors import config_differences, line_with
-from venice.pipeline.engines import ENGINES, Statements, forget
+from venice.pipeline.engines import ENGINES, Statements, forget, made
 from venice.pipeline.files import digest, load
-from venice.pipeline.look import Look, Stored, Wanted, kafka_of, producer_differences, topic_differences
+from venice.pipeline.look import Look, Stored, Wanted, kafka_of, program_differences, topic_differences
 from venice.pipeline.model import Change, Pipeline, Schema
+from venice.pipeline.tables import TableFiles, unknown
 from venice.specs import Difference, TopicSpec
 
 Report = Callable[[str], None]
-_REMOVALS = ("connector", "producer", "schema", "topic", "sql")
-_REMOVED = {"topic": "is removed with all its records", "sql": "is forgotten; what it did stays"}
+PROGRAM_KINDS = ("producer", "job")
+_REMOVALS = ("connector", "producer", "job", "table", "schema", "topic", "sql")
+_REMOVED = {"topic": "is removed with all its records", "table": "is removed with all its rows", "sql": "is forgotten; what it did stays"}
 _MIXING = "records of one key are then in order only before and only after it"
 
 
@@ -34,13 +37,13 @@ class Step:
 
     change: Change
     place: str
-    act: Callable[[], None]
+    act: Callable[[], Iterable[str] | None]
     first: bool = False
 
-    def run(self, folder: Path) -> None:
-        """Make the change. A failure names the file (of `folder`) and line that want it."""
+    def run(self, folder: Path) -> Iterable[str]:
+        """Make the change: remarks for a person. A failure names the file (of `folder`) and line that want it."""
         try:
-            self.act()
+            return self.act() or ()
         except VeniceError as error:
             if not error.message.startswith(f"{folder}/"):
                 error.message = f"{self.place}: {error.message}"
@@ -56,7 +59,7 @@ class Plan:
     digest: str
     before: Applied | None
     steps: list[Step] = field(default_factory=list)
-    producers: list[Change] = field(default_factory=list)
+    programs: list[Change] = field(default_factory=list)
     removals: list[Step] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
@@ -64,7 +67,7 @@ class Plan:
     @property
     def changes(self) -> list[Change]:
         """All changes, in the order in which they are made."""
-        return [step.change for step in self.steps] + self.producers + [step.change for step in self.removals]
+        return [step.change for step in self.steps] + self.programs + [step.change for step in self.removals]
 
     @property
     def removed(self) -> set[tuple[str, str]]:
@@ -99,20 +102,22 @@ class Plans:
         return [question for plan in self.all for question in plan.questions]
 
     @property
-    def with_producers(self) -> list[str]:
+    def with_programs(self) -> list[str]:
         """Pipelines whose containers have to be made, changed or removed."""
-        return [p.pipeline.name for p in self.all if p.producers or any(kind == "producer" for kind, _ in p.removed)]
+        return [p.pipeline.name for p in self.all if p.programs or any(kind in PROGRAM_KINDS for kind, _ in p.removed)]
 
     def apply(self, report: Report = lambda line: None) -> None:
-        """Make all changes but the producers' and the removals, and wait until each connector and every task of theirs runs.
+        """Make all changes but those of producers and jobs, and the removals, and wait until each connector and every task of theirs runs.
 
         VeniceError names the pipeline, file and line; what was made until then stays, what comes after was not begun.
         """
         began = time.time()
         for plan in self.all:
             for step in sorted(plan.steps, key=lambda step: not step.first):
-                step.run(plan.pipeline.folder)
+                remarks = step.run(plan.pipeline.folder)
                 report(str(step.change))
+                for remark in remarks:
+                    report(f"    {remark}")
             try:
                 self._running(plan, began, report)
             except VeniceError as error:
@@ -190,18 +195,21 @@ class Planner:
             self._schema(plan, schema, verify)
         for file in self.wanted.sql:
             self._sql(plan, file)
+        for files in self.pipeline.tables:
+            self._table(plan, files)
         for name, stored in self.wanted.connectors.items():
             self._connector(plan, name, stored, verify)
-        for producer in self.pipeline.producers if self.look.containers else ():
-            action, differences = producer_differences(self.look, producer)
-            if differences:
-                plan.producers.append(Change("producer", producer.name, action, differences))
+        for kind, programs in (("producer", self.pipeline.producers), ("job", self.pipeline.jobs)):
+            for program in programs if self.look.containers else ():
+                action, differences = program_differences(self.look, program)
+                if differences:
+                    plan.programs.append(Change(kind, program.name, action, differences))
         plan.left = self._left(plan.before)
         if prune:
             self._prune(plan)
         return plan
 
-    def _step(self, plan: Plan, change: Change, act: Callable[[], None], first: bool = False) -> None:
+    def _step(self, plan: Plan, change: Change, act: Callable[[], Iterable[str] | None], first: bool = False) -> None:
         plan.steps.append(Step(change, self.pipeline.place(change.kind, change.name), act, first))
 
     # ---- topics
@@ -278,6 +286,47 @@ class Planner:
             action = "update" if differences[0].current else "create"
             self._step(plan, Change("sql", file.name, action, differences), lambda: ENGINES[file.engine].apply(self.cluster, file))
 
+    # ---- Pinot's tables
+
+    def _pinot(self):
+        from venice.pinot import Pinot
+
+        return Pinot.of(self.cluster)
+
+    def _table(self, plan: Plan, files: TableFiles) -> None:
+        """Compared as Pinot reads both; that it reads it is the check, too."""
+        from venice.pinot import flattened
+
+        given, pinot = self.wanted.tables[files.name], self._pinot()
+        try:
+            desired = pinot.validated(given)
+        except InputError as error:
+            raise InputError(f"{files.table} with {files.schema}: {error.message}", error.remedy or "correct the files") from error
+        if ignored := unknown(given, desired):
+            raise InputError(f"{files.place(ignored)}: Pinot knows no {ignored.partition('.')[2]}", "correct its name, or leave it out")
+        now = self.look.tables.get(files.name)
+        current, wanted = flattened(now or {}), flattened(desired)
+        differences = [
+            Difference(path.partition(".")[2] or path, masked(path, current.get(path)), masked(path, wanted.get(path)))
+            for path in sorted(current.keys() | wanted.keys())
+            # tenants that are not given are Pinot's own
+            if current.get(path) != wanted.get(path) and (path in wanted or ".tenants." not in path)
+        ]
+        idle = now and "realtime" in given and pinot.idle(files.name)
+        if idle:
+            differences.append(Difference("state", f"does not consume {', '.join(idle)}", "CONSUMING"))
+        if differences:
+            change = Change("table", files.name, "update" if now else "create", tuple(differences))
+            self._step(plan, change, lambda: self._put_table(given, now is not None, bool(idle)))
+
+    def _put_table(self, table: dict[str, Any], there: bool, idle: bool) -> None:
+        pinot, name = self._pinot(), table["tableName"]
+        pinot.update(table) if there else pinot.create(table)
+        if idle:
+            pinot.restart(name)
+        if "realtime" in table:
+            pinot.wait_consuming(name)
+
     # ---- connectors
 
     def _connector(self, plan: Plan, name: str, stored: Stored, verify: bool) -> None:
@@ -327,11 +376,16 @@ class Planner:
         resources = self.wanted.resources
         others = [a.resources for name, a in self.look.applied.items() if name != self.pipeline.name]
         others += [w.resources for w in self.look.wanted if w is not self.wanted]
+
+        def elsewhere(kind: str, name: str) -> bool:
+            # files of SQL are each pipeline's own, whatever they are called
+            return kind != "sql" and any(name in other.get(kind, ()) for other in others)
+
         return [
             (kind, name)
             for kind in KINDS
             for name in before.resources.get(kind, [])
-            if name not in resources[kind] and not any(name in other.get(kind, ()) for other in others) and self._is_there(kind, name)
+            if name not in resources[kind] and not elsewhere(kind, name) and self._is_there(kind, name)
         ]
 
     def _is_there(self, kind: str, name: str) -> bool:
@@ -339,8 +393,10 @@ class Planner:
             "topic": lambda: name in self.look.topics,
             "schema": lambda: self._registry().latest(name) is not None,
             "sql": lambda: True,
+            "table": lambda: bool(self.cluster.groups.get("pinot")) and name in self._pinot().tables(),
             "connector": lambda: name in self.look.connectors,
-            "producer": lambda: not self.look.containers or f"venice-producer-{name}" in self.look.producers,
+            "producer": lambda: not self.look.containers or f"venice-producer-{name}" in self.look.programs,
+            "job": lambda: not self.look.containers or f"venice-spark-job-{name}" in self.look.programs,
         }
         return there[kind]()
 
@@ -348,15 +404,24 @@ class Planner:
         acts: dict[str, Callable[[str], None]] = {
             "connector": self._delete_connector,
             "producer": lambda name: None,  # the playbook removes it
+            "job": lambda name: None,
             "schema": lambda name: self._registry().delete(name) and None,
+            "table": lambda name: self._pinot().delete(name),
             "topic": self._delete_topic,
             "sql": lambda name: forget(self.cluster, self.pipeline.name, name),
         }
+        wanted: set[str] = set()
+        if any(kind == "sql" for kind, _ in plan.left):
+            wanted.update(thing for name in self.wanted.resources["sql"] for thing in made(self.cluster, self.pipeline.name, name))
         for kind in _REMOVALS:
             for name in (n for k, n in plan.left if k == kind):
-                change = Change(kind, name, "remove")
+                gone = made(self.cluster, self.pipeline.name, name) if kind == "sql" else []
+                if not wanted.isdisjoint(gone):
+                    continue  # the file was moved: what it made is the moved one's
+                change = Change(kind, name, "remove", (Difference("dropped", ", ".join(gone), ""),) if gone else ())
                 plan.removals.append(Step(change, str(self.pipeline.folder), lambda act=acts[kind], name=name: act(name)))
-                plan.questions.append(f"{kind} {name} {_REMOVED.get(kind, 'is removed')}")
+                removed = f"is forgotten and {', '.join(gone)} dropped; topics stay" if gone else _REMOVED.get(kind, "is removed")
+                plan.questions.append(f"{kind} {name} {removed}")
 
     def _delete_connector(self, name: str) -> None:
         from venice.connect import Connect
