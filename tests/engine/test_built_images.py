@@ -9,6 +9,7 @@ import docker
 import docker.errors
 import pytest
 
+from tests.waiting import PATIENCE
 from venice.errors import VeniceError
 from venice.images.build import build, client
 from venice.images.export import export, in_use
@@ -115,7 +116,7 @@ def ask(container, *command):
     return result.exit_code, result.output.decode().strip()
 
 
-def wait_until(container, *command, seconds=120):
+def wait_until(container, *command, seconds=PATIENCE):
     """Repeat a question until it is answered with exit code 0; returns its output."""
     deadline = time.monotonic() + seconds
     while True:
@@ -192,6 +193,10 @@ def test_a_build_with_nothing_changed_is_quick(refs):
         ("schema-registry", "registry", 7102),
         ("postgres", "postgres", 7103),
         ("producer", "producer", 7104),
+        ("hazelcast", "hazelcast", 7114),
+        ("hazelcast-sink", "hazelcast", 7114),
+        ("redis", "redis", 7113),
+        ("live", "live", 7115),
     ],
 )
 def test_users_are_fixed_and_nothing_of_the_build_is_left(engine, refs, name, user, uid):
@@ -205,7 +210,17 @@ def test_users_are_fixed_and_nothing_of_the_build_is_left(engine, refs, name, us
 
 
 def test_sizes_stay_small(engine, refs):
-    limits = {"kafka": 350, "postgres": 300, "schema-registry": 450, "connect": 450, "producer": 200}
+    limits = {
+        "kafka": 350,
+        "postgres": 300,
+        "schema-registry": 450,
+        "connect": 450,
+        "producer": 200,
+        "hazelcast": 180,
+        "hazelcast-sink": 200,
+        "redis": 100,
+        "live": 170,
+    }
     sizes = {name: engine.images.get(refs[name]).attrs["Size"] / 1e6 for name in limits}
     assert {name: size for name, size in sizes.items() if size > limits[name]} == {}
 

@@ -256,6 +256,7 @@ def test_changed_mounts_ports_and_networks(site):
         ("restart", "on-failure:4", lambda c: c["HostConfig"]["RestartPolicy"]["MaximumRetryCount"], 4),
         ("memory", 96 << 20, lambda c: c["HostConfig"]["Memory"], 96 << 20),
         ("memory", 16 << 20, lambda c: c["HostConfig"]["Memory"], 16 << 20),
+        ("cpu_shares", 512, lambda c: c["HostConfig"]["CpuShares"], 512),
     ],
 )
 def test_a_field_that_changes_in_place(site, field, value, read, expected):

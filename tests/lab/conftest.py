@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import docker
 import pytest
 
-from tests.lab.support import ROOT, venice, wait_until, whole
+from tests.lab.support import ROOT, starts, venice, whole
+from tests.waiting import wait_until
 from venice import lab as lab_module
 from venice.cluster import Cluster
 
@@ -21,25 +22,45 @@ rm -rf /etc/venice /srv/venice /var/lib/venice
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[list[str]]:
-    """The names of three lab hosts that are up. They stay up after the tests."""
+    """The names of three lab hosts that are up, without what a run that was interrupted left. They stay up after the tests."""
     lab_module.up(3)
-    yield ["lab-1", "lab-2", "lab-3"]
+    names = ["lab-1", "lab-2", "lab-3"]
+    _clear(names)
+    yield names
 
 
 @pytest.fixture(scope="module")
 def undeployed(lab: list[str]) -> None:
     """Lab hosts without a deployment; their Docker and images, when there are any, stay."""
-    for name in lab:
+    _clear(lab)
+
+
+def _clear(names: list[str]) -> None:
+    for name in names:
         left = lab_module.run(name, ["sudo", "sh", "-c", _REMOVE])
         assert left.returncode == 0, left.stderr
 
 
+@pytest.fixture(scope="session")
+def left() -> set[str]:
+    """The ids of the containers that the last deployment for the fixture `deployed` left."""
+    return set()
+
+
 @pytest.fixture(scope="module")
-def deployed(lab: list[str]) -> Cluster:
-    """The lab's cluster as `inventory/lab` says, whatever was there before; a deployment that finds it whole takes seconds."""
-    venice("deploy", "-i", "lab")
-    wait_until(whole, 60, "everything healthy")
-    return Cluster.load(ROOT / "inventory" / "lab")
+def deployed(lab: list[str], left: set[str]) -> Cluster:
+    """The lab's cluster as `inventory/lab` says, whatever was there before. It is not deployed again where it still stands."""
+    cluster = Cluster.load(ROOT / "inventory" / "lab")
+
+    def containers() -> set[str]:
+        return {identity for identity, _ in starts(cluster).values()}
+
+    if containers() != left or not whole():
+        venice("deploy", "-i", "lab")
+        wait_until(whole, "everything healthy")
+        left.clear()
+        left.update(containers())
+    return cluster
 
 
 @pytest.fixture(scope="session")

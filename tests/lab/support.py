@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from jsonschema import Draft202012Validator
@@ -26,19 +26,11 @@ def venice(*arguments: str, expect: int = 0, timeout: float = 900) -> str:
     return output
 
 
-def status() -> dict:
+def status(inventory: str | Path = "lab") -> dict:
     """`venice status --json`, whatever its exit code."""
-    done = subprocess.run([*VENICE, "status", "-i", "lab", "--json"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    command = [*VENICE, "status", "-i", str(inventory), "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     return json.loads(done.stdout)
-
-
-def wait_until(question, seconds: float, what: str):
-    """Asks until the answer is true; fails with the last answer."""
-    deadline = time.monotonic() + seconds
-    while not (answer := question()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}: {answer!r}"
-        time.sleep(1)
-    return answer
 
 
 def whole() -> bool:
@@ -50,6 +42,16 @@ def whole() -> bool:
         and all(b["registered"] and b["in_sync"] == b["replicas"] for b in found["brokers"])
         and all(c["running"] for c in found["connectors"])
     )
+
+
+def all_healthy(inventory: str | Path, wanted: Iterable[tuple[str, str]]) -> bool:
+    """Whether `venice status` says so of these instances (name, host); prints what is not."""
+    found = status(inventory)
+    rows = {(c["instance"], c["host"]): (c["state"], c["health"]) for c in found["containers"]}
+    ill = {row: rows.get(row) for row in wanted if rows.get(row) != ("running", "healthy")}
+    if ill:
+        print(ill, found["unreachable"])
+    return not ill
 
 
 def starts(cluster: Cluster, hosts: dict | None = None) -> dict[tuple[str, str], tuple[str, str]]:
@@ -72,6 +74,12 @@ def sql(cluster: Cluster, query: str) -> str:
     return done.stdout.strip()
 
 
+def kill(host: str, container: str) -> None:
+    """`kill -9` of a container's first process, as when the machine runs out of memory."""
+    done = machines.run(host, ["sudo", "sh", "-c", f"kill -9 $(docker inspect --format '{{{{.State.Pid}}}}' {container})"])
+    assert done.returncode == 0, done.stderr
+
+
 def from_json(text: str, name: str):
     """A command's `--json` output, checked against the form that `docs/json/<name>.schema.json` promises."""
     schema = json.loads((ROOT / "docs" / "json" / f"{name}.schema.json").read_text())
@@ -81,7 +89,7 @@ def from_json(text: str, name: str):
     return found
 
 
-def take_away(cluster: Cluster, folder: Path, empty: Path, undo: str) -> None:
+def take_away(cluster: Cluster, folder: Path, empty: Path, undo: str, inventory: str | Path = "lab") -> None:
     """Removes what a pipeline made, of whichever earlier run: as a user does, by applying its folder emptied (made in `empty`).
 
     `undo`: SQL that drops what its own SQL made.
@@ -95,7 +103,7 @@ def take_away(cluster: Cluster, folder: Path, empty: Path, undo: str) -> None:
     made = Wanted.of(cluster, load(folder)).resources
     (empty / folder.name).mkdir(exist_ok=True)
     (empty / folder.name / "pipeline.yml").write_text("description: emptied\n")
-    venice("apply", str(empty / folder.name), "-i", "lab", "--prune", "--yes")
+    venice("apply", str(empty / folder.name), "-i", str(inventory), "--prune", "--yes")
     # what an apply that was interrupted left is in nobody's record
     connect, kafka, registry = Connect.of(cluster), Kafka.of(cluster), Registry.of(cluster)
     for name in made["connector"]:

@@ -13,7 +13,8 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
-from tests.lab.support import ROOT, from_json, sql, venice, wait_until, whole
+from tests.lab.support import ROOT, from_json, sql, venice, whole
+from tests.waiting import wait_until
 from venice import lab as machines
 from venice.cluster import Cluster
 from venice.connect import Connect
@@ -49,7 +50,7 @@ class Readings:
         for sensor, value in readings:
             record = {"sensor": sensor, "value": value, "place": {"city": "Mestre"}, "extra": {}}
             self.producer.produce(topic, key=sensor, value=self.serialize(record, context))
-        assert self.producer.flush(10) == 0
+        assert self.producer.flush(120) == 0
 
     def table(self, name: str) -> str:
         """Its rows, as text in order; empty when there is no such table."""
@@ -117,9 +118,9 @@ def test_upsert_follows_the_topic(readings, latest):
     assert "field extra is left out: a table can't hold a map" in output
     assert "conntest_latest RUNNING, 1/1 tasks running" in output
     assert "table conntest_latest has" in output
-    wait_until(lambda: readings.table("conntest_latest").startswith("a=2 b=1"), 20, "the newest reading of each sensor")
+    wait_until(lambda: readings.table("conntest_latest").startswith("a=2 b=1"), "the newest reading of each sensor")
     readings.send(("a", 3.0), ("c", 1.0))
-    wait_until(lambda: readings.table("conntest_latest").startswith("a=3 b=1 c=1"), 20, "the table follows")
+    wait_until(lambda: readings.table("conntest_latest").startswith("a=3 b=1 c=1"), "the table follows")
     # nested records are columns of their own
     assert sql(readings.cluster, "select distinct place_city from conntest_latest") == "Mestre"
     assert "${postgres_host}" in file.read_text()
@@ -128,7 +129,7 @@ def test_upsert_follows_the_topic(readings, latest):
 
 def test_insert_keeps_every_record(readings, every):
     readings.send(("i", 1.0), ("i", 2.0))
-    wait_until(lambda: "i=1 i=2" in readings.table(every), 20, "every reading")
+    wait_until(lambda: "i=1 i=2" in readings.table(every), "every reading")
     assert re.search(rf"conntest_all +sink +RUNNING +1/1 +lab-[23] +{TOPIC}", connectors())
 
 
@@ -136,13 +137,13 @@ def test_the_records_own_key_and_what_deleting_leaves(readings):
     connectors("new", "conntest_by_key", "--topic", TOPIC, "--record-key", "sensor_key")
     ends = readings.kafka.offsets((part.topic, part.id) for part in readings.kafka.partitions(TOPIC))
     keys = f"select count(*) = count(distinct sensor_key) and bool_and(sensor_key = sensor) from {TOPIC}"  # noqa: S608
-    wait_until(lambda: sql(readings.cluster, keys) == "t", 20, "one row for each key")
+    wait_until(lambda: sql(readings.cluster, keys) == "t", "one row for each key")
 
     def caught_up() -> bool:
         progress = from_json(connectors("show", "conntest_by_key", "--json"), "connectors-show")["progress"]
         return sum(p["offset"] for p in progress) >= sum(end for _, end in ends.values())
 
-    wait_until(caught_up, 30, "all records committed")
+    wait_until(caught_up, "all records committed")
     assert "no terminal" in connectors("delete", "conntest_by_key", expect=2)
     assert listed("conntest_by_key")
     output = connectors("delete", "conntest_by_key", "--yes")
@@ -169,7 +170,7 @@ def test_pause_resume_and_restart(readings, latest):
     assert "is PAUSED" in connectors("restart", "conntest_latest", expect=2)
     readings.send(("p", 1.0))
     connectors("resume", "conntest_latest")
-    wait_until(lambda: "p=1" in readings.table("conntest_latest"), 20, "what came meanwhile")
+    wait_until(lambda: "p=1" in readings.table("conntest_latest"), "what came meanwhile")
     assert "conntest_latest RUNNING, 1/1" in connectors("restart", "conntest_latest")
 
 
@@ -204,8 +205,8 @@ def test_a_file_with_an_option_changed(readings, tmp_path):
 
 def test_dlq_shows_what_a_sink_could_not_take(readings, latest):
     readings.producer.produce(TOPIC, key="bad", value=b"no Avro")
-    assert readings.producer.flush(10) == 0
-    output = wait_until(lambda: (said := connectors("dlq", "conntest_latest", "-n", "1")) and TOPIC in said and said, 30, "the dead letter")
+    assert readings.producer.flush(120) == 0
+    output = wait_until(lambda: (said := connectors("dlq", "conntest_latest", "-n", "1")) and TOPIC in said and said, "the dead letter")
     assert "bad" in output
     assert "exception" in output.lower()
 
@@ -217,7 +218,7 @@ def test_a_wrong_password_shows_the_cause(readings):
     cause = 'PSQLException: FATAL: password authentication failed for user "venice"'
     assert cause in output
     assert "venice connectors delete conntest_password" in output
-    row = wait_until(lambda: (row := listed("conntest_password"))["failures"] and row, 20, "the task has failed")
+    row = wait_until(lambda: (row := listed("conntest_password"))["failures"] and row, "the task has failed")
     assert re.fullmatch(rf"conntest_password, task 0 on lab-[23]: {re.escape(cause)}", row["failures"][0])
     assert cause in connectors()
     assert json.loads(connectors("show", "conntest_password", "--json"))["config"]["connection.password"] == "********"
@@ -235,7 +236,7 @@ def guided(log: Path, *steps: tuple[str, str]) -> str:
             ["-m", "venice", "connectors", "new", "-i", "lab"],
             cwd=str(ROOT),
             encoding="utf-8",
-            timeout=30,
+            timeout=120,
             dimensions=(50, 120),
         )
         child.logfile_read = screen
@@ -267,9 +268,9 @@ def test_guided_to_a_table_that_updates_live(readings, tmp_path):
     assert "conntest_guided RUNNING, 1/1 tasks running" in seen
     assert "venice psql -c 'table conntest_guided limit 10'" in seen
     readings.send(("live", 1.0))
-    wait_until(lambda: "live=1" in readings.table("conntest_guided"), 20, "the new record")
+    wait_until(lambda: "live=1" in readings.table("conntest_guided"), "the new record")
     readings.send(("live", 2.0))
-    wait_until(lambda: "live=2" in readings.table("conntest_guided"), 20, "its newer value")
+    wait_until(lambda: "live=2" in readings.table("conntest_guided"), "its newer value")
     assert "live=1" not in readings.table("conntest_guided")
     # what was saved makes the same connector
     connectors("delete", "conntest_guided", "--yes")
@@ -317,10 +318,10 @@ def test_tasks_move_to_the_other_worker(readings, every):
             row = listed(every)
             return row.get("running") and {task["host"] for task in row["tasks"]} == {other}
 
-        wait_until(moved, 60, f"the task on {other}")
+        wait_until(moved, f"the task on {other}")
         readings.send(("moved", 1.0))
-        wait_until(lambda: "moved=1" in readings.table(every), 20, "written by the other worker")
+        wait_until(lambda: "moved=1" in readings.table(every), "written by the other worker")
     finally:
         docker(host, "start", "venice-connect")
-        wait_until(whole, 120, "everything healthy")
+        wait_until(whole, "everything healthy")
     assert all(w["answers"] for w in json.loads(connectors("--json"))["workers"])

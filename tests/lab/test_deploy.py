@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -16,7 +18,8 @@ import httpx
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from tests.lab.support import HOSTS, ROOT, VENICE, sql, starts, status, venice, wait_until, whole
+from tests.lab.support import HOSTS, ROOT, VENICE, sql, starts, status, venice, whole
+from tests.waiting import wait_until
 from venice import lab as machines
 from venice.cluster import Cluster
 from venice.kafka import Kafka
@@ -25,7 +28,20 @@ from venice.specs import TopicSpec
 
 @pytest.fixture(scope="module")
 def cluster(undeployed) -> Cluster:
-    """The lab's cluster, deployed from nothing."""
+    """The lab's cluster, deployed from nothing: Ctrl-C while hosts converge, then the same command again."""
+    with subprocess.Popen(
+        [*VENICE, "deploy", "-i", "lab"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        seen = []
+        for line in running.stdout:
+            seen.append(line)
+            if "Converge" in line:
+                os.kill(running.pid, signal.SIGINT)
+                break
+        seen += running.stdout
+    assert running.returncode == 130, "".join(seen)
+    assert "interrupted during" in "".join(seen)
+    assert "venice status" in "".join(seen)
     output = venice("deploy", "-i", "lab")
     assert "smoke test" in output
     assert "broken" not in output
@@ -37,7 +53,7 @@ def test_three_brokers_on_three_hosts(cluster):
     assert sorted(b["host"] for b in brokers) == list(HOSTS)
     assert sorted(b["id"] for b in brokers) == [1, 2, 3]
     assert sum(b["controller"] for b in brokers) == 1
-    wait_until(whole, 60, "everything healthy")
+    wait_until(whole, "everything healthy")
 
 
 def test_positions_keep_changing(cluster):
@@ -45,9 +61,9 @@ def test_positions_keep_changing(cluster):
     before = sql(cluster, "SELECT md5(string_agg(b::text, ',' ORDER BY vehicle_id)) FROM bus_locations b")
     rows = int(sql(cluster, "SELECT count(*) FROM bus_locations_history"))
     wait_until(
-        lambda: sql(cluster, "SELECT md5(string_agg(b::text, ',' ORDER BY vehicle_id)) FROM bus_locations b") != before, 30, "new positions"
+        lambda: sql(cluster, "SELECT md5(string_agg(b::text, ',' ORDER BY vehicle_id)) FROM bus_locations b") != before, "new positions"
     )
-    wait_until(lambda: int(sql(cluster, "SELECT count(*) FROM bus_locations_history")) > rows, 30, "more history")
+    wait_until(lambda: int(sql(cluster, "SELECT count(*) FROM bus_locations_history")) > rows, "more history")
     assert int(sql(cluster, "SELECT count(*) FROM bus_locations")) == 12, "upsert keeps one row per bus"
 
 
@@ -94,12 +110,11 @@ def test_secrets_are_nowhere_but_where_they_belong(cluster):
 def test_connect_has_no_superuser_and_strangers_no_access(cluster):
     assert sql(cluster, "SELECT rolsuper OR rolcreaterole OR rolcreatedb FROM pg_roles WHERE rolname = 'venice'") == "f"
     [postgres] = cluster.instances("postgres")
-    probe = (
-        "import socket,struct;s=socket.create_connection(('%s',%d),5);b=struct.pack('!i',196608)+b'user\\0venice\\0database\\0venice\\0\\0'"
-    )
-    probe += ";s.sendall(struct.pack('!i',len(b)+4)+b);print(s.recv(400))"
-    answer = machines.run("lab-1", ["python3", "-c", probe % (postgres.address, postgres.ports["sql"])]).stdout
-    assert "no pg_hba.conf entry" in answer, "lab-1 runs no Connect worker"
+    # the protocol's first message (PostgreSQL's documentation, StartupMessage)
+    hello = struct.pack("!i", 196608) + b"user\0venice\0database\0venice\0\0"
+    with socket.create_connection((postgres.address, postgres.ports["sql"]), 5) as connection:
+        connection.sendall(struct.pack("!i", len(hello) + 4) + hello)
+        assert b"no pg_hba.conf entry" in connection.recv(400), "this machine runs neither Connect nor Flink"
 
 
 def test_killed_broker_loses_no_acknowledged_record(cluster):
@@ -119,12 +134,12 @@ def test_killed_broker_loses_no_acknowledged_record(cluster):
     assert producer.flush(120) == 0
     assert len(acknowledged) == total
     assert set(acknowledged) <= set(_values(cluster, topic))
-    wait_until(whole, 120, "the killed broker is back in sync")
+    wait_until(whole, "the killed broker is back in sync")
 
 
 def test_rebooted_host_comes_back_by_itself(cluster):
     venice("lab", "reboot", "lab-3")
-    wait_until(whole, 180, "lab-3 (broker, Connect worker, PostgreSQL) is back")
+    wait_until(whole, "lab-3 (broker, Connect worker, PostgreSQL) is back")
     assert "broken" not in venice("smoke", "-i", "lab")
     assert "nothing changed on lab" in venice("deploy", "-i", "lab")
 
@@ -146,7 +161,7 @@ def test_smoke_names_the_broken_hop(cluster):
         assert "postgres" in output.lower()
     finally:
         venice("up", "-i", "lab")
-    wait_until(whole, 120, "PostgreSQL is back and the connectors with it")
+    wait_until(whole, "PostgreSQL is back and the connectors with it")
 
 
 def test_host_down_is_named_before_anything_is_touched(cluster):
@@ -164,7 +179,7 @@ def test_host_down_is_named_before_anything_is_touched(cluster):
         assert {c["state"] for c in found["containers"] if c["host"] != "lab-2"} == {"running"}
     finally:
         venice("lab", "power", "on", "lab-2")
-    wait_until(whole, 180, "lab-2 is back")
+    wait_until(whole, "lab-2 is back")
 
 
 def test_failing_connector_ends_the_deployment_with_its_cause(cluster, tmp_path):
@@ -182,7 +197,7 @@ def test_failing_connector_ends_the_deployment_with_its_cause(cluster, tmp_path)
         assert "password authentication failed" in output
         assert "not-the-password" not in output
     finally:
-        httpx.delete(f"{cluster.connect_urls[0]}/connectors/wrong_password", timeout=30)
+        httpx.delete(f"{cluster.connect_urls[0]}/connectors/wrong_password", timeout=120)
     assert starts(cluster) == before
     assert "nothing changed on lab" in venice("deploy", "-i", "lab")
 
@@ -208,10 +223,11 @@ def test_rolling_change_loses_no_acknowledged_record(cluster):
                 topic, key=str(total), value=str(total), on_delivery=lambda error, _: failed.append(str(error)) if error else None
             )
             total += 1
-            producer.poll(0.01)
+            producer.poll(0)
+            time.sleep(0.01)  # as many as brokers take would starve all else
         output = deployment.stdout.read()
     assert deployment.returncode == 0, output
-    assert producer.flush(60) == 0
+    assert producer.flush(120) == 0
     assert not failed
     assert set(_values(cluster, topic)) == {str(n) for n in range(total)}
     after = starts(cluster)
@@ -226,41 +242,21 @@ def test_down_keeps_data_and_up_starts(cluster):
     topic = _topic(cluster, "kept")
     producer = _producer(cluster)
     producer.produce(topic, key="k", value="kept")
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
     venice("down", "-i", "lab")
     assert {c["state"] for c in status()["containers"]} == {"exited"}
     venice("up", "-i", "lab")
     assert _values(cluster, topic) == ["kept"]
-    wait_until(whole, 120, "everything runs again")
-
-
-def test_interrupted_deployment_is_finished_by_the_next(cluster):
-    """Ctrl-C while hosts converge from nothing; the same command again ends in a green smoke test."""
-    venice("destroy", "-i", "lab", "--yes")
-    assert not starts(cluster)
-    with subprocess.Popen(
-        [*VENICE, "deploy", "-i", "lab"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as running:
-        seen = []
-        for line in running.stdout:
-            seen.append(line)
-            if "Converge" in line:
-                os.kill(running.pid, signal.SIGINT)
-                break
-        seen += running.stdout
-    assert running.returncode == 130, "".join(seen)
-    assert "interrupted during" in "".join(seen)
-    assert "venice status" in "".join(seen)
-    output = venice("deploy", "-i", "lab")
-    assert "smoke test" in output
-    assert "broken" not in output
+    wait_until(whole, "everything runs again")
 
 
 def test_history_tells_all_of_it(cluster):
     runs = json.loads(venice("history", "-i", "lab", "--json"))
-    assert [r["outcome"] for r in runs if r["command"] == "deploy"].count("interrupted") >= 1
-    assert runs[-1]["outcome"] == "changed"
-    assert {"Converge every host"} <= {p["task"] for p in runs[-1]["phases"]}
+    deployments = [r for r in runs if r["command"] == "deploy"]
+    interrupted = max(number for number, r in enumerate(deployments) if r["outcome"] == "interrupted")
+    finished = deployments[interrupted + 1]
+    assert finished["outcome"] == "changed"
+    assert {"Converge every host"} <= {p["task"] for p in finished["phases"]}
     assert runs[-1]["id"] in venice("history", "-i", "lab", "last")
 
 
@@ -278,8 +274,8 @@ def _producer(cluster: Cluster) -> Producer:
 def _values(cluster: Cluster, topic: str) -> list[str]:
     """All values of a topic, read from its beginning to its present end."""
     consumer = Consumer({"bootstrap.servers": cluster.bootstrap_servers, "group.id": f"read-{topic}", "enable.auto.commit": False})
-    partitions = [TopicPartition(topic, p) for p in consumer.list_topics(topic, timeout=20).topics[topic].partitions]
-    ends = {p.partition: consumer.get_watermark_offsets(p, timeout=20)[1] for p in partitions}
+    partitions = [TopicPartition(topic, p) for p in consumer.list_topics(topic, timeout=120).topics[topic].partitions]
+    ends = {p.partition: consumer.get_watermark_offsets(p, timeout=120)[1] for p in partitions}
     consumer.assign([TopicPartition(topic, p.partition, 0) for p in partitions])
     values: list[str] = []
     while len(values) < sum(ends.values()):

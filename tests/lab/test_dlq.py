@@ -8,7 +8,8 @@ import pexpect
 import pytest
 from confluent_kafka import Producer
 
-from tests.lab.support import ROOT, VENICE, from_json, sql, venice, wait_until
+from tests.lab.support import ROOT, VENICE, from_json, sql, venice
+from tests.waiting import wait_until
 from venice.connect import Connect
 from venice.dlq import COUNT, FROM, MARKS, ORIGIN, DeadLetters
 from venice.kafka import Kafka
@@ -89,7 +90,7 @@ def produce(kafka, *values, headers=()):
         producer.produce(
             TOPIC, value, "key", partition=0, headers=list(headers), on_delivery=lambda error, _: failed.append(error) if error else None
         )
-    assert producer.flush(20) == 0
+    assert producer.flush(120) == 0
     assert not failed
 
 
@@ -118,13 +119,13 @@ def poisoned(deployed, kafka, sink):
     """Good records, the pill, good records: all sent, the good ones in the table."""
     good = [sink.encode(f"{TOPIC}-value", {"id": f"good-{n}", "level": n}) for n in range(6)]
     produce(kafka, *good[:3], PILL, *good[3:], headers=[("trace", b"t-1")])
-    wait_until(lambda: len(rows(deployed)) == 6, 120, "the six good records are in the table")
+    wait_until(lambda: len(rows(deployed)) == 6, "the six good records are in the table")
     return good
 
 
 def test_a_bad_record_stops_no_other_and_its_reason_is_kept(deployed, poisoned):
     assert rows(deployed) == {f"good-{n}": n for n in range(6)}
-    [letter] = wait_until(letters, 60, "the pill is in the dead letter topic")
+    [letter] = wait_until(letters, "the pill is in the dead letter topic")
     assert letter["value"] == json.loads(PILL)
     assert letter["headers"] == [{"name": "trace", "value": "t-1"}]
     failure = letter["failure"]
@@ -159,7 +160,7 @@ def test_what_makes_no_sense_sends_nothing(kafka, poisoned):
 def test_a_record_that_fails_again_comes_back_with_its_count_and_is_refused_then(kafka, poisoned):
     [sent] = from_json(replay("--offset", "0:0", "--yes", "--json"), "dlq-replay")["replayed"]
     assert (sent["count"], sent["repaired"]) == (1, False)
-    again = wait_until(lambda: found[1] if len(found := letters()) == 2 else None, 60, "it is a dead letter again")
+    again = wait_until(lambda: found[1] if len(found := letters()) == 2 else None, "it is a dead letter again")
     assert again["replays"] == 1
     assert {h["name"]: h["value"] for h in again["headers"]} == {"trace": "t-1", COUNT: "1", FROM: f"{DLQ}/0/0", ORIGIN: f"{TOPIC}/0/3"}
     # the letter that was replayed is told apart from the new one
@@ -174,7 +175,7 @@ def test_a_record_that_fails_again_comes_back_with_its_count_and_is_refused_then
 def test_a_repaired_record_arrives_once(deployed, kafka, poisoned):
     value = '{"id": "pill", "level": 42}'
     [sent] = from_json(replay("--offset", "0:1", "--value", value, "--yes", "--json"), "dlq-replay")["replayed"]
-    wait_until(lambda: rows(deployed).get("pill") == 42, 60, "the repaired record is in the table")
+    wait_until(lambda: rows(deployed).get("pill") == 42, "the repaired record is in the table")
     [record] = [r for r in read(kafka, spans(kafka, TOPIC)) if r.offset == sent["to"]["offset"]]
     assert (record.key, record.header(COUNT), record.header("trace")) == (b"key", "2", "t-1")
     assert not [name for name, _ in record.headers if name.startswith("__connect.errors.")]
@@ -188,9 +189,9 @@ def test_a_repaired_record_arrives_once(deployed, kafka, poisoned):
 def test_records_are_picked_on_a_terminal(deployed, kafka, poisoned):
     count = len(letters())
     produce(kafka, b"not at all", b'{"id": "picked", "level": 1}')
-    wait_until(lambda: len(letters()) == count + 2, 60, "both are dead letters")
+    wait_until(lambda: len(letters()) == count + 2, "both are dead letters")
     command = [*VENICE, "dlq", "replay", SINK, "-i", "lab", "--set", "level=77"]
-    child = pexpect.spawn(command[0], command[1:], cwd=ROOT, encoding="utf-8", timeout=60, dimensions=(40, 160))
+    child = pexpect.spawn(command[0], command[1:], cwd=ROOT, encoding="utf-8", timeout=120, dimensions=(40, 160))
     child.expect("Which records")
     child.expect(f"0:{count + 1} ")
     child.send("\x1b[B \r")  # the second one
@@ -200,14 +201,14 @@ def test_records_are_picked_on_a_terminal(deployed, kafka, poisoned):
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
-    wait_until(lambda: rows(deployed).get("picked") == 77, 60, "the repaired record is in the table")
+    wait_until(lambda: rows(deployed).get("picked") == 77, "the repaired record is in the table")
     assert [letter["offset"] for letter in letters() if not letter["replayed"]] == [count]
 
 
 def test_two_replays_at_once_send_a_record_once(deployed, kafka, poisoned):
     count = len(letters())
     produce(kafka, b"{}")
-    wait_until(lambda: len(letters()) == count + 1, 60, "it is a dead letter")
+    wait_until(lambda: len(letters()) == count + 1, "it is a dead letter")
     repair = Repair(True, {"id": "both", "level": 5})
     both = [DeadLetters.of(deployed), DeadLetters.of(deployed)]
     plans = [planned(dead, DLQ, [dead.every(DLQ)[-1]], repair, None, 3) for dead in both]
@@ -216,7 +217,7 @@ def test_two_replays_at_once_send_a_record_once(deployed, kafka, poisoned):
         failed = [str(error) for outcome in outcomes if (error := outcome.exception())]
     assert all("another replay" in error for error in failed)
     assert len(failed) < 2
-    wait_until(lambda: rows(deployed).get("both") == 5, 60, "the repaired record is in the table")
+    wait_until(lambda: rows(deployed).get("both") == 5, "the repaired record is in the table")
     sent = [record for record in read(kafka, spans(kafka, TOPIC)) if record.header(FROM) == f"{DLQ}/0/{count}"]
     assert len(sent) == 1
 

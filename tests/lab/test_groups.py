@@ -8,7 +8,8 @@ import pexpect
 import pytest
 from confluent_kafka import Consumer, Producer
 
-from tests.lab.support import ROOT, VENICE, from_json, sql, venice, wait_until
+from tests.lab.support import ROOT, VENICE, from_json, sql, venice
+from tests.waiting import wait_until
 from venice import groups
 from venice.connect import Connect
 from venice.kafka import Kafka
@@ -34,7 +35,7 @@ def written(kafka):
         for partition in (0, 1):
             # records carry their own times: five old ones and five new ones
             producer.produce(TOPIC, f"record {n}", partition=partition, timestamp=now + (n - 5) * 1000)
-    assert producer.flush(10) == 0
+    assert producer.flush(120) == 0
     yield now - 500
     kafka.delete([TOPIC])
 
@@ -47,7 +48,7 @@ def reader(kafka, records: int):
     consumer.subscribe([TOPIC])
     try:
         for _ in range(records):
-            message = wait_until(lambda: consumer.poll(1), 30, "a record")
+            message = wait_until(lambda: consumer.poll(1), "a record")
             assert not message.error()
         if records:
             consumer.commit(asynchronous=False)
@@ -85,7 +86,7 @@ def test_lag_and_members(kafka, group):
     assert (mine["state"], mine["members"], mine["topics"], mine["lag"]) == ("empty", 0, [TOPIC], 0)
     put(kafka, "7")
     with reader(kafka, 0) as consumer:
-        wait_until(lambda: consumer.poll(0.5) is None and consumer.assignment(), 30, "partitions")
+        wait_until(lambda: consumer.poll(0.5) is None and consumer.assignment(), "partitions")
         found = from_json(venice("groups", "show", GROUP, "-i", "lab", "--json"), "groups-show")
         assert [(p["partition"], p["committed"], p["end"], p["lag"], p["client_id"]) for p in found["partitions"]] == [
             (0, 7, 10, 3, "schemas-reader"),
@@ -121,7 +122,7 @@ def test_it_asks(kafka, group):
     put(kafka, "latest")
     assert "Nobody can answer" in venice("groups", "reset", GROUP, "-i", "lab", "--to", "earliest", expect=2)
     for answer, offset in (("n", 10), ("y", 0)):
-        asked = pexpect.spawn(VENICE[0], [*VENICE[1:], "groups", "reset", GROUP, "-i", "lab", "--to", "earliest"], cwd=ROOT, timeout=30)
+        asked = pexpect.spawn(VENICE[0], [*VENICE[1:], "groups", "reset", GROUP, "-i", "lab", "--to", "earliest"], cwd=ROOT, timeout=120)
         asked.expect("10 again")
         asked.expect(f"Set these offsets of {GROUP}")
         asked.sendline(answer)
@@ -152,7 +153,7 @@ def test_delete(kafka, written):
     name = "schemas_groups_gone"
     consumer = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": name, "auto.offset.reset": "earliest"})
     consumer.subscribe([TOPIC])
-    wait_until(lambda: consumer.poll(1), 30, "a record")
+    wait_until(lambda: consumer.poll(1), "a record")
     consumer.close()
     assert "Nobody can answer" in venice("groups", "delete", name, "-i", "lab", expect=2)
     assert f"deleted group {name}" in venice("groups", "delete", name, "-i", "lab", "--yes")
@@ -184,7 +185,7 @@ def sink(deployed, written):
         },
     )
     connect.wait_running([SINK], 60)
-    wait_until(lambda: rows(deployed) == "20", 60, "twenty rows")
+    wait_until(lambda: rows(deployed) == "20", "twenty rows")
     yield SINK
     connect.delete(SINK)
     venice("groups", "delete", f"connect-{SINK}", "-i", "lab", "--yes")
@@ -203,11 +204,11 @@ def test_a_sinks_group_is_set_through_connect(deployed, sink):
     assert f"connector {sink} will be stopped for it and resumed afterwards" in said
     assert f"stopping connector {sink}" in said and f"resumed connector {sink}" in said and f"{sink} RUNNING" in said
     # five of each partition's ten records are written again
-    wait_until(lambda: rows(deployed) == "30", 60, "thirty rows")
+    wait_until(lambda: rows(deployed) == "30", "thirty rows")
     Connect.of(deployed).wait_running([sink], 30)
     # one that somebody has stopped stays stopped
     Connect.of(deployed).stop(sink)
     assert f"connector {sink} is stopped, and stays so" in venice("groups", "reset", name, "-i", "lab", "--to", "9", "--yes")
     assert Connect.of(deployed).status(sink).state == "STOPPED"
     Connect.of(deployed).resume(sink)
-    wait_until(lambda: rows(deployed) == "32", 60, "thirty-two rows")
+    wait_until(lambda: rows(deployed) == "32", "thirty-two rows")

@@ -9,6 +9,7 @@ import docker
 import pytest
 from click.testing import CliRunner
 
+from tests.waiting import wait_until
 from venice import lab, paths
 from venice.cli.lab import command
 from venice.errors import InputError
@@ -17,7 +18,7 @@ STATES = dict.fromkeys(("lab-1", "lab-2", "lab-3", "lab-4"), "running")
 
 
 def output(name: str, *argv: str) -> str:
-    done = lab.run(name, list(argv), timeout=60)
+    done = lab.run(name, list(argv), timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -42,7 +43,7 @@ def container(name: str):
 def log_in(user: str, *options: str) -> subprocess.CompletedProcess[str]:
     argv = lab.ssh_argv("lab-4")
     argv[-1] = argv[-1].replace(f"{lab.USER}@", f"{user}@")
-    return subprocess.run([argv[0], *options, *argv[1:], "true"], capture_output=True, text=True, timeout=30)
+    return subprocess.run([argv[0], *options, *argv[1:], "true"], capture_output=True, text=True, timeout=120)
 
 
 def test_a_host_is_a_bare_debian_machine(spare_host):
@@ -102,10 +103,12 @@ def test_reboot_comes_back_with_a_new_boot(spare_host):
 def test_a_host_reboots_itself(spare_host):
     before = boot_id(spare_host)
     lab.run(spare_host, ["sudo", "reboot"])
-    deadline = time.monotonic() + 60
-    while (done := lab.run(spare_host, ["cat", "/proc/sys/kernel/random/boot_id"])).returncode or done.stdout.strip() == before:
-        assert time.monotonic() < deadline, done.stderr
-        time.sleep(0.2)
+
+    def rebooted() -> bool:
+        done = lab.run(spare_host, ["cat", "/proc/sys/kernel/random/boot_id"])
+        return not done.returncode and done.stdout.strip() != before
+
+    wait_until(rebooted, "the host has booted again")
 
 
 def test_power_off_and_on(spare_host):

@@ -9,7 +9,8 @@ import uuid
 import pexpect
 import pytest
 
-from tests.lab.support import HOSTS, ROOT, VENICE, from_json, venice, wait_until, whole
+from tests.lab.support import HOSTS, ROOT, VENICE, from_json, venice, whole
+from tests.waiting import wait_until
 from venice import lab as machines
 
 PREFIX = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) (\S+@lab-\d) ")
@@ -38,7 +39,7 @@ def follower():
 
     def start(*arguments: str) -> pexpect.spawn:
         argv = [*VENICE[1:], "logs", "-i", "lab", "--follow", *arguments]
-        child = pexpect.spawn(VENICE[0], argv, cwd=str(ROOT), dimensions=(24, 200), timeout=30, encoding="utf-8")
+        child = pexpect.spawn(VENICE[0], argv, cwd=str(ROOT), dimensions=(24, 200), timeout=120, encoding="utf-8")
         started.append(child)
         return child
 
@@ -86,7 +87,7 @@ def test_json_and_since(deployed):
         assert done.returncode == 0, done.stderr
         return [from_json(line, "logs") for line in done.stdout.splitlines()]
 
-    records = wait_until(found, 10, "the error is in the log")
+    records = wait_until(found, "the error is in the log")
     assert {(r["host"], r["component"], r["instance"]) for r in records} == {("lab-3", "postgres", "postgres")}
     assert any(f'column "{marker}" does not exist' in r["message"] for r in records)
     assert logs("--since", "2200-01-01").stdout == ""
@@ -103,7 +104,7 @@ def test_grep_shows_whole_stack_traces(deployed):
         lines = logs("--json", "--since", since, "--grep", "InvalidReceiveException", "kafka@lab-2").stdout.splitlines()
         return [json.loads(line) for line in lines]
 
-    first = wait_until(found, 20, "the exception is in the log")[0]["message"].splitlines()
+    first = wait_until(found, "the exception is in the log")[0]["message"].splitlines()
     assert first[0].startswith("20")  # the record's own line, which does not name the exception's frames
     assert sum(line.startswith("\tat ") for line in first) > 5
 
@@ -121,7 +122,7 @@ def test_follow_shows_what_comes_until_ctrl_c(deployed, follower):
 
 
 def test_choice_on_a_terminal(deployed):
-    child = pexpect.spawn(VENICE[0], [*VENICE[1:], "logs", "-i", "lab", "--tail", "1"], cwd=str(ROOT), dimensions=(40, 200), timeout=30)
+    child = pexpect.spawn(VENICE[0], [*VENICE[1:], "logs", "-i", "lab", "--tail", "1"], cwd=str(ROOT), dimensions=(40, 200), timeout=120)
     try:
         child.expect("producer-bus-locations@lab-1")
         child.send("\r")  # with nothing ticked: the question stays
@@ -142,7 +143,7 @@ def test_follow_goes_on_after_a_restart(deployed, follower):
     child.expect("has stopped; going on when it runs again")
     child.expect("runs again")
     child.expect("buses report to")
-    wait_until(whole, 60, "the producer is healthy again")
+    wait_until(whole, "the producer is healthy again")
 
 
 def test_host_that_does_not_answer_is_named_and_the_others_shown(deployed, follower):
@@ -158,4 +159,4 @@ def test_host_that_does_not_answer_is_named_and_the_others_shown(deployed, follo
     finally:
         venice("lab", "mend", "lab-1")
     child.expect("kafka@lab-1 runs again")
-    wait_until(whole, 120, "lab-1 is back in sync")
+    wait_until(whole, "lab-1 is back in sync")

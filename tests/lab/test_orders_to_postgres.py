@@ -11,7 +11,8 @@ import httpx
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from tests.lab.support import from_json, sql, status, take_away, venice, wait_until
+from tests.lab.support import from_json, sql, status, take_away, venice
+from tests.waiting import wait_until
 from venice import lab as machines
 from venice import paths
 from venice.connect import Connect
@@ -79,7 +80,7 @@ class Shop:
         return out.getvalue()
 
     def acknowledged(self):
-        assert self.producer.flush(20) == 0
+        assert self.producer.flush(120) == 0
 
 
 def row(cluster, order_id, table="orders"):
@@ -88,7 +89,7 @@ def row(cluster, order_id, table="orders"):
 
 
 def arrives(cluster, order_id, table="orders"):
-    return wait_until(lambda: row(cluster, order_id, table), 40, f"{order_id} is in {table}")
+    return wait_until(lambda: row(cluster, order_id, table), f"{order_id} is in {table}")
 
 
 def letters(queue=DEAD):
@@ -107,13 +108,13 @@ def test_the_second_apply_changes_nothing(applied):
     def healthy() -> bool:
         return {c["instance"] for c in status()["containers"] if c["health"] == "healthy"} >= PROGRAMS
 
-    wait_until(healthy, 30, "its programs are healthy")
+    wait_until(healthy, "its programs are healthy")
 
 
 def test_generated_orders_are_in_both_tables(applied):
-    wait_until(lambda: sql(applied, "SELECT count(*) > 10 FROM orders WHERE order_id LIKE 'o-%'") == "t", 40, "orders come")
+    wait_until(lambda: sql(applied, "SELECT count(*) > 10 FROM orders WHERE order_id LIKE 'o-%'") == "t", "orders come")
     statuses = "SELECT count(DISTINCT status) > 2 FROM orders_by_status"
-    wait_until(lambda: sql(applied, statuses) == "t", 40, "orders go their way")
+    wait_until(lambda: sql(applied, statuses) == "t", "orders go their way")
     # the newest state in the one table is the newest in the other; what is on its way between the two is left out
     differing = """
         SELECT count(*) FROM orders AS o JOIN orders_audit AS a USING (order_id)
@@ -134,7 +135,7 @@ def test_bad_orders_hold_up_nobody_and_a_repaired_one_goes_through(applied, shop
     shop.acknowledged()
     assert arrives(applied, shop.order("3")["order_id"]) == "2|49.80|placed|2026-01-02 03:04:05.678"
     assert row(applied, shop.order("1")["order_id"]) == "2|49.80|placed|2026-01-02 03:04:05.678"
-    poison, negative = wait_until(lambda: letters()[before:], 20, "dead letters")
+    poison, negative = wait_until(lambda: letters()[before:], "dead letters")
     assert (poison["key"], poison["failure"]["topic"], poison["failure"]["connector"]) == ("nobody", "orders", "orders_validator")
     assert "no Confluent serializer wrote it" in poison["failure"]["message"]
     assert "quantity: -3 is less than the minimum of 1" in negative["failure"]["message"]
@@ -144,7 +145,7 @@ def test_bad_orders_hold_up_nobody_and_a_repaired_one_goes_through(applied, shop
     assert "less than the minimum" in venice(*replay, "--set", "quantity=0", "--yes", expect=2)
     venice(*replay, "--set", "quantity=3", "--yes")
     repaired = shop.order("2")["order_id"]
-    wait_until(lambda: "3|49.80|placed" in row(applied, repaired, "orders_audit"), 30, "the repaired order is in the audit table")
+    wait_until(lambda: "3|49.80|placed" in row(applied, repaired, "orders_audit"), "the repaired order is in the audit table")
     assert row(applied, repaired, "orders_audit") == "3|49.80|placed|2026-01-02 03:04:05.678 2|49.80|paid|2026-01-03 00:00:00.000"
     assert row(applied, repaired) == "2|49.80|paid|2026-01-03 00:00:00.000", "an older state does not undo a newer one"
     assert len(letters()) == before + 2, "it did not fail again"
@@ -161,7 +162,7 @@ def test_a_bad_record_among_the_validated_stops_no_sink(applied, shop):
     arrives(applied, shop.order("4")["order_id"])
     arrives(applied, shop.order("4")["order_id"], "orders_audit")
     for place in dead:
-        wait_until(lambda p=place: kafka.offsets([p])[p][1] == before[p] + 1, 30, f"one record more in {place[0]}")
+        wait_until(lambda p=place: kafka.offsets([p])[p][1] == before[p] + 1, f"one record more in {place[0]}")
 
 
 def test_a_killed_validator_loses_and_doubles_nothing(applied, shop):
@@ -191,12 +192,12 @@ def test_a_killed_validator_loses_and_doubles_nothing(applied, shop):
                 found[message.key()] += 1
         return len(found) == total
 
-    wait_until(all_there, 60, "every record went somewhere")
+    wait_until(all_there, "every record went somewhere")
     # what comes after them was read, too: nothing is on its way any more
     assert set(found.values()) == {1}
     consumer.close()
     audited = f"SELECT count(*) = {total - total // 500} FROM orders_audit WHERE order_id LIKE '{shop.run}-k%'"
-    wait_until(lambda: sql(applied, audited) == "t", 30, "all of them are in the audit table, once")
+    wait_until(lambda: sql(applied, audited) == "t", "all of them are in the audit table, once")
 
 
 def test_delivered_again_is_in_the_audit_table_once(applied, shop):
@@ -205,7 +206,7 @@ def test_delivered_again_is_in_the_audit_table_once(applied, shop):
     count = f"SELECT count(*) FROM orders_audit WHERE order_id LIKE '{shop.run}-%'"
     before = sql(applied, count)
     connect.stop("orders_audit")
-    answer = httpx.delete(f"{applied.connect_urls[0]}/connectors/orders_audit/offsets", timeout=30, trust_env=False)
+    answer = httpx.delete(f"{applied.connect_urls[0]}/connectors/orders_audit/offsets", timeout=120, trust_env=False)
     assert answer.status_code == 200, answer.text
     connect.resume("orders_audit")
     shop.send(shop.order("last"))

@@ -15,7 +15,8 @@ import httpx
 import pexpect
 import pytest
 
-from tests.lab.support import ROOT, VENICE, from_json, sql, starts, status, venice, wait_until
+from tests.lab.support import ROOT, VENICE, from_json, sql, starts, status, venice
+from tests.waiting import wait_until
 from venice import images
 from venice import lab as machines
 from venice.cluster import Cluster
@@ -164,9 +165,9 @@ def test_apply_makes_everything_then_nothing(deployed, pipeline):
     output = apply(pipeline)
     assert "applied pl_test to lab: 8 changes" in output
     assert f"`venice install {pipeline}` names it there" in output
-    wait_until(lambda: int(sql(deployed, "SELECT coalesce(max(n), 0) FROM pl_test_a") or 0) > 1, 60, "rows that go on")
+    wait_until(lambda: int(sql(deployed, "SELECT coalesce(max(n), 0) FROM pl_test_a") or 0) > 1, "rows that go on")
     assert sql(deployed, "SELECT tableowner FROM pg_tables WHERE tablename = 'pl_test_source'") == "venice"
-    wait_until(lambda: health("producer-pl-feed") == "healthy", 30, "the producer's health check was asked")
+    wait_until(lambda: health("producer-pl-feed") == "healthy", "the producer's health check was asked")
     before = starts(deployed)
     assert "nothing changed on lab" in apply(pipeline)
     assert changes(pipeline) == []
@@ -196,7 +197,7 @@ def test_one_field_changes_that_connector_only(deployed, pipeline):
 
 def test_more_partitions_are_asked_for_and_fewer_refused(deployed, pipeline):
     write(pipeline, "pipeline.yml", PIPELINE.replace("partitions: 2", "partitions: 3"))
-    asked = pexpect.spawn(VENICE[0], [*VENICE[1:], "apply", str(pipeline), "-i", "lab"], cwd=str(ROOT), timeout=60, encoding="utf-8")
+    asked = pexpect.spawn(VENICE[0], [*VENICE[1:], "apply", str(pipeline), "-i", "lab"], cwd=str(ROOT), timeout=120, encoding="utf-8")
     asked.expect("pipeline.yml:4: topic pl_test gets 3 partitions instead of 2")
     asked.expect("Go on?")
     asked.sendline("n")
@@ -254,13 +255,13 @@ def test_a_killed_producer_comes_back_and_waits_for_the_registry(deployed, pipel
     try:
         since = str(int(time.time()))
         on(host, "kill", "-9", pid)
-        wait_until(lambda: "waiting for schema registry" in on(host, "docker", "logs", "--since", since, container), 60, "it waits")
+        wait_until(lambda: "waiting for schema registry" in on(host, "docker", "logs", "--since", since, container), "it waits")
         assert "feeding" not in on(host, "docker", "logs", "--since", since, container)
     finally:
         for registry in registries:
             on(registry.host, "docker", "unpause", registry.container)
-    wait_until(lambda: "feeding" in on(host, "docker", "logs", "--since", since, container), 60, "it feeds again")
-    wait_until(lambda: health("producer-pl-feed") == "healthy", 60, "healthy again")
+    wait_until(lambda: "feeding" in on(host, "docker", "logs", "--since", since, container), "it feeds again")
+    wait_until(lambda: health("producer-pl-feed") == "healthy", "healthy again")
 
 
 def test_what_somebody_changed_is_seen_and_put_right(deployed, pipeline):
@@ -268,7 +269,7 @@ def test_what_somebody_changed_is_seen_and_put_right(deployed, pipeline):
     shutil.copytree(pipeline, deployed.inventory_dir / "pipelines" / NAME)
     try:
         config = Connect.of(deployed).config("pl_test_b") | {"connection.pool.max_size": "9"}
-        httpx.put(f"{deployed.connect_urls[0]}/connectors/pl_test_b/config", json=config, timeout=30).raise_for_status()
+        httpx.put(f"{deployed.connect_urls[0]}/connectors/pl_test_b/config", json=config, timeout=120).raise_for_status()
         [row] = [row for row in listed() if row["name"] == NAME]
         assert row["state"] == "differs"
         assert [(d["kind"], d["name"]) for d in row["differences"]] == [("connector", "pl_test_b")]

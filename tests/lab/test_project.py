@@ -43,7 +43,7 @@ def test_open_prints_the_address_that_answers(deployed):
     import httpx
 
     for page in from_json(venice("open", "-i", "lab", "--json"), "open"):
-        assert httpx.get(page["url"], trust_env=False).status_code == 200
+        assert httpx.get(page["url"], trust_env=False, timeout=120).status_code == 200
     [one] = from_json(venice("open", "registry@lab-2", "-i", "lab", "--json"), "open")
     assert venice("open", "registry@lab-2", "--print", "-i", "lab").strip() == one["url"]
 
@@ -61,7 +61,7 @@ def test_a_component_is_added_by_picking_and_the_plan_shows_it(deployed, tmp_pat
     shutil.copytree(ROOT / "inventory" / "lab", place)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm"}
     command = f"{sys.executable} -m venice install -i lab"
-    shell = pexpect.spawn(command, cwd=tmp_path, env=environment, encoding="utf8", timeout=60, dimensions=(50, 100))
+    shell = pexpect.spawn(command, cwd=tmp_path, env=environment, encoding="utf8", timeout=120, dimensions=(50, 100))
     shell.expect("Add what")
     shell.send("\r")  # the first: connect
     shell.expect("Which hosts are to run connect")

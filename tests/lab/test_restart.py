@@ -7,14 +7,17 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pexpect
 import pytest
 from confluent_kafka import Consumer, Producer
 
-from tests.lab.support import HOSTS, ROOT, VENICE, from_json, starts, status, venice, wait_until
+from tests.lab.support import HOSTS, ROOT, VENICE, from_json, starts, status, venice
+from tests.waiting import wait_until
 from venice import lab as machines
+from venice import selection
 from venice.cluster import Cluster
 from venice.errors import VeniceError
 from venice.hosts import DockerHost
@@ -66,12 +69,13 @@ def test_brokers_one_by_one_the_active_controller_last_and_nothing_lost(deployed
                 value = str(total)
                 producer.produce(topic, value, on_delivery=lambda error, _: failed.append(str(error)) if error else None)
                 total += 1
-                producer.poll(0.01)
+                producer.poll(0)
+                time.sleep(0.01)  # as many as brokers take would starve all else
             output = running.stdout.read()
         assert running.returncode == 0, output
-        assert producer.flush(60) == 0
+        assert producer.flush(120) == 0
         assert not failed
-        wait_until(lambda: len(seen) == total, 60, "the consumer has read all")
+        wait_until(lambda: len(seen) == total, "the consumer has read all")
     finally:
         ended.set()
         reader.join()
@@ -102,10 +106,11 @@ def test_connectors_run_again_when_the_workers_were_restarted(deployed):
     def running() -> set[str]:
         return {c["name"] for c in status()["connectors"] if c["running"]}
 
-    wait_until(lambda: {"bus_locations_latest", "bus_locations_history", "venice_canary"} <= running(), 60, "the connectors run")
+    wait_until(lambda: {"bus_locations_latest", "bus_locations_history", "venice_canary"} <= running(), "the connectors run")
     before, ran = starts(deployed), running()
     venice("restart", "-i", "lab", "connect")
-    assert ran <= running()
+    # the worker that came last gets its share of the tasks, which stop for that
+    wait_until(lambda: ran <= running(), "they run again")
     assert changed(deployed, before) == {("lab-2", "venice-connect"), ("lab-3", "venice-connect")}
 
 
@@ -118,15 +123,20 @@ def test_plain_ansible_does_the_same(deployed):
     assert changed(deployed, before) == {("lab-1", "venice-schema-registry")}
 
 
+def test_right_after_a_restart_the_status_is_good(deployed):
+    """Though Docker looks at a container first an interval after its start."""
+    venice("restart", "-i", "lab", "producer")
+    venice("status", "-i", "lab")
+
+
 def test_what_is_not_named_is_chosen_from_a_list(deployed):
     before = starts(deployed)
     child = pexpect.spawn(
-        VENICE[0], [*VENICE[1:], "restart", "-i", "lab"], cwd=str(ROOT), dimensions=(40, 100), encoding="utf8", timeout=60
+        VENICE[0], [*VENICE[1:], "restart", "-i", "lab"], cwd=str(ROOT), dimensions=(40, 100), encoding="utf8", timeout=120
     )
     child.expect("Restart what")
     child.expect("all")
-    names = ["kafka", "schema-registry", "postgres", "connect", "producer", "producer-bus-locations"]
-    child.send("\x1b[B" * names.index("producer-bus-locations") + " \r")
+    child.send("\x1b[B" * selection.known(deployed).index("producer-bus-locations") + " \r")
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0, child.before
@@ -154,11 +164,12 @@ def test_status_says_what_its_schema_promises_and_can_be_watched(deployed):
     assert {c["host"] for c in found["containers"]} == set(HOSTS)
     assert "--watch needs a terminal" in venice("status", "-i", "lab", "--watch", expect=2)
     command = [*VENICE[1:], "status", "-i", "lab", "--watch", "1"]
-    child = pexpect.spawn(VENICE[0], command, cwd=str(ROOT), dimensions=(50, 100), encoding="utf8", timeout=30)
+    child = pexpect.spawn(VENICE[0], command, cwd=str(ROOT), dimensions=(24, 100), encoding="utf8", timeout=120)
     times: set[str] = set()
     while len(times) < 3:  # a picture may be drawn twice; one that stands still ends in the terminal's time limit
         child.expect(r"lab at (\d\d:\d\d:\d\d), every 1 s")
         times.add(child.match[1])
+        child.expect("healthy, not shown")  # too many for so few lines
         child.expect("venice_canary")
     child.sendintr()
     child.expect(pexpect.EOF)

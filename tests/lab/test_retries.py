@@ -10,7 +10,8 @@ import threading
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from tests.lab.support import ROOT, from_json, venice, wait_until
+from tests.lab.support import ROOT, from_json, venice
+from tests.waiting import wait_until
 from venice import groups
 from venice.kafka import Kafka
 from venice.specs import TopicSpec
@@ -69,7 +70,7 @@ def send(kafka: Kafka, topic: str, values: list[str]) -> None:
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "linger.ms": 50})
     for n, value in enumerate(values):
         producer.produce(topic, value, key=f"order-{n}", headers=[("mine", b"kept")])
-    assert producer.flush(20) == 0
+    assert producer.flush(120) == 0
 
 
 def order(number: int, fails: int = 0) -> str:
@@ -85,7 +86,7 @@ def records(kafka: Kafka, topic: str) -> list:
     found = []
     try:
         while len(found) < sum(end - start for start, end in logs.values()):
-            message = wait_until(lambda: consumer.poll(1), 20, f"the records of {topic}")
+            message = wait_until(lambda: consumer.poll(1), f"the records of {topic}")
             assert not message.error()
             found.append(message)
     finally:
@@ -102,7 +103,7 @@ def test_failing_records_take_their_way_and_the_others_do_not_wait(kafka, topic)
     send(kafka, topic, [order(0), order(1, fails=99), order(2, fails=1), "{no order", *(order(n) for n in range(4, 24))])
     running = Running(kafka, topic, "3,4")
     try:
-        wait_until(lambda: any("attempt 3" in line for line in running.lines), 60, f"the last attempt: {running.lines}")
+        wait_until(lambda: any("attempt 3" in line for line in running.lines), f"the last attempt: {running.lines}")
         assert running.stop() == 0
     finally:
         running.kill()
@@ -150,14 +151,14 @@ def test_killed_in_the_middle_it_loses_nothing(kafka, topic):
     dead = set(range(7, count, 100))
     first = Running(kafka, topic, "1,1")
     try:
-        wait_until(lambda: len(done(first)) > count // 20, 60, "a part")
+        wait_until(lambda: len(done(first)) > count // 20, "a part")
     finally:
         first.kill()
     assert done(first) < set(range(count)) - dead, "it was to be killed in the middle"
     second = Running(kafka, topic, "1,1")
     try:
-        wait_until(lambda: done(first, second) | dead == set(range(count)), 120, "every order that can be processed")
-        wait_until(lambda: {json.loads(message.value())["id"] for message in records(kafka, f"dlq.{topic}")} == dead, 60, "the others")
+        wait_until(lambda: done(first, second) | dead == set(range(count)), "every order that can be processed")
+        wait_until(lambda: {json.loads(message.value())["id"] for message in records(kafka, f"dlq.{topic}")} == dead, "the others")
         assert second.stop() == 0
     finally:
         second.kill()

@@ -7,7 +7,8 @@ import time
 import pexpect
 import pytest
 
-from tests.lab.support import HOSTS, ROOT, VENICE, from_json, sql, venice, wait_until
+from tests.lab.support import HOSTS, ROOT, VENICE, from_json, sql, venice
+from tests.waiting import wait_until
 from venice import lab as machines
 
 
@@ -22,7 +23,7 @@ def terminal():
     started = []
 
     def start(*arguments: str) -> pexpect.spawn:
-        child = pexpect.spawn(VENICE[0], [*VENICE[1:], *arguments], cwd=str(ROOT), dimensions=(24, 80), timeout=30, encoding="utf-8")
+        child = pexpect.spawn(VENICE[0], [*VENICE[1:], *arguments], cwd=str(ROOT), dimensions=(24, 80), timeout=120, encoding="utf-8")
         started.append(child)
         return child
 
@@ -96,11 +97,9 @@ def test_interactive(deployed, terminal):
         child.sendline(r"\! stty size")
         return child.expect(["40 120", "24 80"]) == 0
 
-    wait_until(resized, 20, "psql knows the new size")
+    wait_until(resized, "psql knows the new size")
     child.sendline("select pg_sleep(60);")
-    wait_until(
-        lambda: sql(deployed, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'select pg_sleep(60)%'") == "1", 20, "it sleeps"
-    )
+    wait_until(lambda: sql(deployed, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'select pg_sleep(60)%'") == "1", "it sleeps")
     child.sendcontrol("c")
     child.expect("canceling statement due to user request")
     child.expect("venice=# ")
@@ -114,15 +113,15 @@ def test_interactive(deployed, terminal):
 
 
 def test_interrupted_statement_does_not_run_on(deployed):
-    query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(77)%' AND pid <> pg_backend_pid()"
+    query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(777)%' AND pid <> pg_backend_pid()"
     child = subprocess.Popen(
-        [*VENICE, "psql", "-i", "lab", "-c", "select pg_sleep(77)"], cwd=ROOT, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+        [*VENICE, "psql", "-i", "lab", "-c", "select pg_sleep(777)"], cwd=ROOT, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
     )
     try:
-        wait_until(lambda: sql(deployed, query) == "1", 20, "it sleeps")
+        wait_until(lambda: sql(deployed, query) == "1", "it sleeps")
         child.send_signal(2)
         assert child.wait(20) == 130
-        wait_until(lambda: sql(deployed, query) == "0", 10, "the statement has ended")
+        wait_until(lambda: sql(deployed, query) == "0", "the statement has ended")
     finally:
         child.kill()
 
@@ -137,7 +136,7 @@ def test_no_password_and_no_statement_on_a_command_line(deployed):
         child.stdin.write(f"select '{marker}';\nselect pg_sleep(60);\n")
         child.stdin.flush()
         sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'select pg_sleep(60)%' AND application_name LIKE 'venice %'"
-        wait_until(lambda: sql(deployed, sleeping) == "1", 20, "psql works")
+        wait_until(lambda: sql(deployed, sleeping) == "1", "psql works")
         lines = subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
         for host in HOSTS:
             lines += machines.run(host, ["sudo", "ps", "axwwe"]).stdout

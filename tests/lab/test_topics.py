@@ -10,7 +10,8 @@ import pexpect
 import pytest
 from confluent_kafka import Producer
 
-from tests.lab.support import ROOT, VENICE, from_json, status, venice, wait_until
+from tests.lab.support import ROOT, VENICE, from_json, status, venice
+from tests.waiting import wait_until
 from venice import lab as machines
 from venice.kafka import Kafka
 from venice.messages import Codec
@@ -56,7 +57,7 @@ def produce(kafka, topic, *records):
     failed = []
     for key, value in records:
         producer.produce(topic, value, key, partition=0, on_delivery=lambda error, _: failed.append(error) if error else None)
-    assert producer.flush(20) == 0
+    assert producer.flush(120) == 0
     assert not failed
 
 
@@ -180,7 +181,7 @@ def test_a_registry_that_is_away_is_one_warning(records, kafka):
 
 def test_following_prints_new_records_and_ends_with_130(records, kafka):
     child = pexpect.spawn(
-        VENICE[0], [*VENICE[1:], "topics", "show", TOPIC, "-i", "lab", "--follow"], cwd=ROOT, encoding="utf-8", timeout=30
+        VENICE[0], [*VENICE[1:], "topics", "show", TOPIC, "-i", "lab", "--follow"], cwd=ROOT, encoding="utf-8", timeout=120
     )
     key = f"followed-{uuid.uuid4()}"
 
@@ -189,7 +190,7 @@ def test_following_prints_new_records_and_ends_with_130(records, kafka):
         return child.expect([key, pexpect.TIMEOUT], timeout=1) == 0
 
     # the first ones may come before it reads
-    wait_until(seen, 30, "the record is printed")
+    wait_until(seen, "the record is printed")
     child.kill(signal.SIGINT)
     child.expect(pexpect.EOF)
     child.close()
@@ -230,7 +231,7 @@ def test_made_changed_and_deleted(deployed, kafka):
     assert "nothing to change" in venice("topics", "compact", COMPACTED, "-i", "lab")
     assert "did you mean retention.ms" in venice("topics", "config", COMPACTED, "retention.m=1", "-i", "lab", expect=2)
     assert "belongs to Kafka" in venice("topics", "delete", COMPACTED, "__consumer_offsets", "-i", "lab", "--yes", expect=2)
-    child = pexpect.spawn(VENICE[0], [*VENICE[1:], "topics", "delete", COMPACTED, "-i", "lab"], cwd=ROOT, encoding="utf-8", timeout=30)
+    child = pexpect.spawn(VENICE[0], [*VENICE[1:], "topics", "delete", COMPACTED, "-i", "lab"], cwd=ROOT, encoding="utf-8", timeout=120)
     child.expect("Delete it")
     child.sendline("y")
     child.expect("deleted")
@@ -266,7 +267,7 @@ def test_the_listing_with_a_broker_down(records, deployed):
             [topic] = [t for t in found["topics"] if t["name"] == TOPIC]
             return (topic, found["silent_brokers"]) if topic["under_replicated"] == 2 and not topic["offline"] else None
 
-        topic, silent = wait_until(listed, 60, "the topic is under-replicated")
+        topic, silent = wait_until(listed, "the topic is under-replicated")
         assert topic["size_bytes"] > 0
         assert topic["disk_bytes"] is None
         assert [broker["id"] for broker in silent] == [2]
@@ -274,4 +275,4 @@ def test_the_listing_with_a_broker_down(records, deployed):
         assert shown(TOPIC, "--key", "text")[0]["value"] == "Zürich"
     finally:
         machines.run("lab-2", ["sudo", "docker", "start", "venice-kafka"])
-        wait_until(in_sync, 120, "the broker is back and in sync")
+        wait_until(in_sync, "the broker is back and in sync")

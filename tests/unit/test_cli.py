@@ -17,6 +17,7 @@ COMMANDS = [
     "completion",
     "config",
     "connectors",
+    "data",
     "deploy",
     "destroy",
     "diff",
@@ -38,10 +39,12 @@ COMMANDS = [
     "restart",
     "schemas",
     "smoke",
+    "sql",
     "status",
     "support-bundle",
     "topics",
     "up",
+    "verify",
 ]
 
 

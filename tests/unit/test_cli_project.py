@@ -93,7 +93,7 @@ def test_inventory_shows_who_runs_where(place):
     assert found.registry_urls == ["http://192.168.61.11:8081", "http://192.168.61.12:8081"]
     names = [c.name for c in found.components]
     assert names.index("kafka") < names.index("schema_registry") < names.index("connect")
-    assert next(h for h in found.hosts if h.name == "lab-3").components == ["kafka", "postgres", "connect"]
+    assert next(h for h in found.hosts if h.name == "lab-3").components == ["kafka", "postgres", "connect", "flink"]
     from_json(run("inventory", "show", "-i", "lab", "--json"), "inventory-show")
 
 
@@ -223,9 +223,9 @@ def test_completion_never_creates_or_asks(place, tmp_path):
 
 
 def test_completion_knows_the_components_that_the_model_knows():
-    from venice.cluster import component_roles
+    from venice.cluster import component_groups
 
-    assert completion.components() == sorted(component_roles())
+    assert completion.components() == sorted(component_groups())
 
 
 @pytest.mark.parametrize("text", ["- a\n", "a: [\n", "all: 1\n", "", "all:\n  hosts: [a]\n"])

@@ -1,6 +1,7 @@
 """What the thin clients make of the services' answers."""
 
 import struct
+from concurrent.futures import Future
 
 import httpx
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from venice.connect import Connect, root_cause
 from venice.errors import InputError, UnreachableError, VeniceError
 from venice.kafka import (
+    Kafka,
     Partition,
     Quorum,
     partitions_allow,
@@ -313,3 +315,11 @@ def test_the_server_s_error_is_shown():
     host = FakeHost(3, "", 'psql:<stdin>:1: ERROR:  relation "x" does not exist\nLINE 1: ...\n')
     with pytest.raises(VeniceError, match=r'postgres on db-1: .*relation "x" does not exist'):
         Postgres(host, "pg", "venice").query("SELECT 1")
+
+
+def test_brokers_that_do_not_answer_in_time_are_said_to_be_away(monkeypatch):
+    kafka = Kafka("127.0.0.1:1", timeout=0.01)
+    monkeypatch.setattr(kafka.admin, "list_offsets", lambda asked, request_timeout: {place: Future() for place in asked}, raising=False)
+    with pytest.raises(UnreachableError, match="offsets of t-0: timed out"):
+        kafka.offsets([("t", 0)])
+    assert kafka.offsets([("t", 0)], lenient=True) == {}

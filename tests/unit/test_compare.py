@@ -40,6 +40,7 @@ FULL = {
     "aliases": ["kafka"],
     "hosts": {"db": "10.0.0.9"},
     "memory": 1 << 30,
+    "cpu_shares": 2048,
     "ulimits": {"nofile": 100000},
     "health": {"command": ["kafka-health", "localhost:9092"]},
     "stop_timeout": 60,
@@ -94,6 +95,7 @@ CASES = [
     # field changed, new value, fields that differ, what it needs
     ("command", ["other"], ["command"], "recreate"),
     ("command", [], ["command"], "recreate"),
+    ("entrypoint", ["other"], ["entrypoint"], "recreate"),
     ("env", {"KAFKA_HEAP": "1g", "KAFKA_PASSWORD": "geheim"}, ["env.KAFKA_HEAP"], "recreate"),
     ("env", {"KAFKA_HEAP": "512m"}, ["env.KAFKA_PASSWORD"], "recreate"),
     ("env", {**FULL["env"], "NEW": 1}, ["env.NEW"], "recreate"),
@@ -115,6 +117,8 @@ CASES = [
     ("hosts", {"db": "fd00::1"}, ["hosts.db"], "recreate"),
     ("memory", 2 << 30, ["memory"], "update"),
     ("memory", 0, ["memory"], "recreate"),
+    ("cpu_shares", 512, ["cpu_shares"], "update"),
+    ("cpu_shares", 0, ["cpu_shares"], "recreate"),
     ("ulimits", {"nofile": 65536}, ["ulimits.nofile"], "recreate"),
     ("ulimits", {"nofile": 100000, "nproc": 10}, ["ulimits.nproc"], "recreate"),
     ("ulimits", {}, [], ""),  # the engine may have defaults of its own
@@ -284,3 +288,15 @@ def test_all_problems_are_told_at_once():
 def test_what_runs_on_hosts_is_python_3_9():
     for path in [*paths.resource("plugins").glob("modules/*.py"), *paths.resource("plugins").glob("module_utils/*.py")]:
         ast.parse(path.read_text(), feature_version=(3, 9))
+
+
+def test_an_entrypoint_takes_the_images_command_away_as_engines_do():
+    image = {**IMAGE, "Config": {**IMAGE["Config"], "Entrypoint": ["/start.sh"]}}
+    own = described(entrypoint=["bash", "-c", "exec serve"], command=[])
+    wanted = desired_fields("lab", own, image)
+    assert (wanted["entrypoint"], wanted["command"]) == (["bash", "-c", "exec serve"], [])
+    assert engine_config("lab", own)["Entrypoint"] == ["bash", "-c", "exec serve"]
+    assert "Cmd" not in engine_config("lab", own)
+    plain = described(command=[])
+    assert (desired_fields("lab", plain, image)["entrypoint"], desired_fields("lab", plain, image)["command"]) == (["/start.sh"], ["serve"])
+    assert "Entrypoint" not in engine_config("lab", plain)

@@ -1,15 +1,18 @@
 """How hosts are reached: Ansible's connection variables, OpenSSH arguments and ~/.ssh/config; and many hosts at once."""
 
+import socket
 import subprocess
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import paramiko
 import pytest
 
+from venice import hosts
 from venice.errors import InputError, UnreachableError, VeniceError
-from venice.hosts import DockerHost, over, parse_ssh_args, ssh_options
+from venice.hosts import DockerHost, SshOptions, over, parse_ssh_args, ssh_options
 
 
 @dataclass
@@ -194,3 +197,31 @@ def test_over_gives_each_host_its_result_or_error():
 def test_over_does_not_hide_a_mistake_of_venice_s_own():
     with pytest.raises(ZeroDivisionError):
         over([Host("a")], lambda host: 1 / 0)
+
+
+class _Anybody(paramiko.ServerInterface):
+    """Lets anybody with the password in."""
+
+    def check_auth_password(self, username: str, password: str) -> int:
+        return paramiko.AUTH_SUCCESSFUL if password == "right" else paramiko.AUTH_FAILED
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "password"
+
+
+def test_a_busy_host_has_longer_for_its_key_exchange_than_for_tcp(monkeypatch):
+    monkeypatch.setattr(hosts, "TCP_SECONDS", 0.2)
+    key = paramiko.ECDSAKey.generate()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            transport = paramiko.Transport(listening.accept()[0])
+            transport.add_server_key(key)
+            time.sleep(1)  # busy
+            transport.start_server(event=threading.Event(), server=_Anybody())
+
+        threading.Thread(target=serve, daemon=True).start()
+        options = SshOptions("127.0.0.1", listening.getsockname()[1], "somebody", "right", strict="no", identities_only=True)
+        client, _ = hosts._connect(options, "h")
+        assert client.get_transport().is_authenticated()
+        client.close()

@@ -1,17 +1,14 @@
 """ksqlDB's REST API, from answers recorded from ksqlDB 7.9.0 and given again by an HTTP server of this process."""
 
 import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import unquote
 
 import pytest
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
+from tests.unit.recorded import closed_port, recording, server, statement
 from venice.cli import cli
 from venice.cluster import Instance
 from venice.errors import InputError, UnreachableError, VeniceError
@@ -19,66 +16,6 @@ from venice.ksqldb import KsqlDb, Statement, split
 
 HERE = Path(__file__).parent
 SCHEMA = json.loads((HERE.parents[1] / "docs" / "json" / "ksql.schema.json").read_text())
-
-
-def recording(number):
-    [file] = (HERE / "ksqldb").glob(f"{number}-*.json")
-    return json.loads(file.read_text())
-
-
-def statement(number):
-    body = recording(number)["request"]["body"]
-    return body.get("ksql") or body.get("sql")
-
-
-@contextmanager
-def server(*numbers, silent=False, broken=False):
-    """Gives these recordings' answers, one after the other, the last again and again: its URL and the requests that came.
-
-    `silent` never answers; `broken` ends the connection amid the answer.
-    """
-    answers, asked, release = [recording(n)["response"] for n in numbers], [], threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self):
-            length = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(length)) if length else None
-            asked.append(SimpleNamespace(method=self.command, path=unquote(self.path), body=body, headers=self.headers))
-            if silent:
-                release.wait(20)
-                return
-            answer = answers.pop(0) if len(answers) > 1 else answers[0]
-            lines = answer.get("body_lines")
-            content = ("\n".join(lines) if lines is not None else json.dumps(answer["body"])).encode()
-            self.send_response(answer["status"])
-            for name, value in answer["headers"].items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content) + (100 if broken else 0)))
-            self.end_headers()
-            self.wfile.write(content)
-            self.close_connection = broken
-
-        do_POST = do_GET  # noqa: N815 (the name that the base class calls)
-
-        def log_message(self, *_):
-            pass
-
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{httpd.server_address[1]}", asked
-    finally:
-        release.set()
-        httpd.shutdown()
-        httpd.server_close()
-
-
-def closed_port():
-    with server("005") as (url, _):
-        pass
-    return url
 
 
 # ---- scripts
@@ -173,9 +110,7 @@ def test_a_statement_that_is_still_running_is_waited_for(monkeypatch):
     busy["response"]["body"][0]["commandStatus"] = {"status": "QUEUED", "message": "Statement written to command topic", "queryId": None}
     executing = recording("023")
     executing["response"]["body"] = {"status": "EXECUTING", "message": "Executing statement", "queryId": None}
-    given = {"busy": busy, "executing": executing, "023": recording("023"), "031": recording("030")}
-    monkeypatch.setitem(globals(), "recording", given.__getitem__)
-    with server("busy", "executing", "023", "031") as (url, asked):
+    with server(busy, executing, "023", "030") as (url, asked):
         ksqldb = KsqlDb([url])
         assert ksqldb.execute("CREATE ...;").message == "Stream created"
         ksqldb.execute("SHOW STREAMS;")
@@ -183,7 +118,7 @@ def test_a_statement_that_is_still_running_is_waited_for(monkeypatch):
     assert asked[-1].body["commandSequenceNumber"] == 2
 
     executing["response"]["body"] = {"status": "ERROR", "message": "out of disk", "queryId": None}
-    with server("busy", "executing") as (url, _), pytest.raises(VeniceError, match="out of disk"):
+    with server(busy, executing) as (url, _), pytest.raises(VeniceError, match="out of disk"):
         KsqlDb([url]).execute("CREATE ...;")
 
 
@@ -289,6 +224,7 @@ def ksql(monkeypatch):
             inventory_dir="inventory/x",
             instances=lambda c: [instance] if url else [],
             required=lambda c, p: {url: f"ksqldb on box ({url})"},
+            var=lambda host, name: ["ksql"],
         )
         monkeypatch.setattr("venice.cluster.Cluster.load", lambda path: cluster)
         monkeypatch.setattr("venice.inventory.resolve", lambda name: None)
@@ -326,6 +262,13 @@ def test_rows_for_people_and_for_programs(ksql):
         Draft202012Validator(SCHEMA).validate(document)
     assert documents[0]["row"]["TOTAL_AMOUNT"] == 30.5
     assert [d["kind"] for d in documents[2:]] == ["currentStatus", "done", "streams"]
+
+
+def test_each_of_several_may_lack_its_semicolon(ksql):
+    with server("030", "031") as (url, asked):
+        _, error = ksql(url, "-e", "SHOW STREAMS -- all", "-e", "SHOW TABLES", "-e", "SHOW TABLES;")
+    assert error is None
+    assert [a.body["ksql"].split()[1] for a in asked] == ["STREAMS", "TABLES", "TABLES;"]
 
 
 def test_the_statement_that_fails_ends_the_run_and_is_named(ksql, tmp_path):

@@ -1,5 +1,6 @@
 """What the lab decides, without an engine: addresses, clashes, keys, how hosts are isolated, apt's settings."""
 
+import os
 import stat
 import subprocess
 from pathlib import Path
@@ -162,6 +163,19 @@ def test_a_missing_engine_is_installed_only_when_its_program_is_missing(monkeypa
     monkeypatch.setattr(engine, "_start", lambda report: "client")
     assert engine.ensure_engine(lambda line: None) == "client"
     assert done == ([[*engine.PACKAGES, "docker-cli"]] if packages else [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_namespaces_of_a_killed_engine_are_let_go(tmp_path):
+    """One that nobody has entered lives as long as it is mounted, and so do its interfaces."""
+    kept, plain = tmp_path / "4f1d", tmp_path / "default"
+    for path in (kept, plain):
+        path.touch()
+    subprocess.run(["unshare", f"--net={kept}", "true"], check=True)
+    mounted = kept.stat().st_dev != tmp_path.stat().st_dev
+    engine.drop_stale_namespaces(tmp_path)
+    assert mounted
+    assert not list(tmp_path.iterdir())
 
 
 def test_stale_pid_files(tmp_path):

@@ -1,6 +1,7 @@
 """What records mean by the schemas of a registry, and which of them are read."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,6 +96,12 @@ def test_encoded_by_the_subject_s_latest_schema():
         codec.encode("a-value", {"a": "x"})
     with pytest.raises(InputError, match="no subject c-value"):
         codec.encode("c-value", {})
+
+
+@pytest.mark.parametrize("transactional_id", [None, "some"])
+def test_the_client_accepts_what_producers_are_told(transactional_id):
+    """librdkafka refuses limits that contradict each other, before it looks for a broker."""
+    messages.producer_of(SimpleNamespace(bootstrap_servers="127.0.0.1:1"), transactional_id)
 
 
 def test_times():

@@ -128,7 +128,7 @@ class FakeEngine:
     component, stream = "postgres", False
 
     def __init__(self):
-        self.done, self.broken = {}, ""
+        self.done, self.broken, self.things, self.remarks = {}, "", [], []
 
     def differences(self, cluster, files):
         new = [f for f in files if self.done.get((f.pipeline, f.name)) != f.sha256]
@@ -138,6 +138,10 @@ class FakeEngine:
         if self.broken:
             raise VeniceError(f"{file.file}:{self.broken}")
         self.done[file.pipeline, file.name] = file.sha256
+        return self.remarks
+
+    def made(self, cluster, pipeline, name):
+        return self.things
 
     def forget(self, cluster, pipeline, name):
         del self.done[pipeline, name]
@@ -320,14 +324,32 @@ def test_a_failed_statement_leaves_what_comes_after_it(cluster, sample):
     assert apply(cluster, sample) == ["+ sql a.sql", "+ connector sink"], "the next apply goes on from there"
 
 
+def test_what_belongs_to_a_component_is_left_out_without_it(cluster, sample):
+    write(sample, **{"pipeline.yml": "sql:\n  - file: a.sql\n    on: postgres\n    only_with: postgres\n"})
+    assert apply(cluster, sample)[-1] == "+ sql a.sql"
+    write(sample, **{"a.sql": "SELECT 2;"})
+    cluster.groups["postgres"] = []
+    assert apply(cluster, sample) == []
+    write(sample, **{"pipeline.yml": "sql:\n  - file: a.sql\n    only_with: postgras\n"})
+    refused(cluster, sample, r"pipeline.yml:3: sql.0.only_with: no component postgras")
+
+
 def test_sql_without_an_engine_names_line_and_group(cluster, sample):
     write(sample, **{"pipeline.yml": "sql:\n  - file: a.sql\n"})
     assert "on: postgres" in refused(cluster, sample, r"pipeline.yml:2: a.sql: the inventory has no stream processor").remedy
+    cluster.groups |= {"flink": ["h"], "ksqldb": ["h"]}
+    refused(cluster, sample, r"pipeline.yml:2: a.sql: the inventory has flink and ksqldb")
+    cluster.groups |= {"flink": [], "ksqldb": []}
     write(sample, **{"pipeline.yml": "sql:\n  - file: a.sql\n    on: flink\n"})
-    refused(cluster, sample, r"pipeline.yml:2: a.sql: this Venice can't run SQL on flink")
+    refused(cluster, sample, r"pipeline.yml:2: a.sql: nothing runs flink")
     cluster.groups["postgres"] = []
     write(sample, **{"pipeline.yml": "sql:\n  - file: a.sql\n    on: postgres\n"})
     refused(cluster, sample, r"pipeline.yml:2: a.sql: nothing runs postgres")
+
+
+def test_jobs_without_spark_are_refused(cluster, sample):
+    write(sample, **{"pipeline.yml": "jobs:\n  - {name: j, on: spark, script: j.py}\n", "j.py": ""})
+    refused(cluster, sample, r"pipeline.yml:2: nothing can run job j: the group spark")
 
 
 def test_producers_without_a_host_are_refused(cluster, sample):
@@ -355,6 +377,23 @@ def test_what_the_folder_no_longer_has_is_told_then_pruned(cluster, sample):
     assert cluster.records["orders"].resources == {kind: [] for kind in applied.KINDS}, "which is how it is forgotten"
 
 
+def test_pruning_sql_says_what_its_engine_drops(cluster, sample):
+    apply(cluster, sample)
+    write(sample, **{"pipeline.yml": "description: empty"})
+    cluster.engine.things = ["table PAID", "stream ORDERS"]
+    plans = prepare(cluster, [sample], prune=True)
+    assert "sql a.sql is forgotten and table PAID, stream ORDERS dropped; topics stay" in plans.questions
+    assert "- sql a.sql (drops table PAID, stream ORDERS)" in [str(step.change) for step in plans.all[0].removals]
+
+
+def test_an_engines_remarks_are_told(cluster, sample):
+    cluster.engine.remarks = ["dropped table PAID"]
+    plans = prepare(cluster, [sample])
+    lines = []
+    plans.apply(lines.append)
+    assert lines[lines.index("+ sql a.sql") + 1] == "    dropped table PAID"
+
+
 def test_pruning_asks_and_says_that_records_go(cluster, sample):
     apply(cluster, sample)
     write(sample, **{"pipeline.yml": "description: empty"})
@@ -371,6 +410,26 @@ def test_what_another_pipeline_has_is_not_pruned(cluster, sample, tmp_path):
     write(sample, **{"pipeline.yml": "description: empty"})
     assert "- topic t" not in apply(cluster, sample, prune=True)
     assert "t" in cluster.kafka.specs
+
+
+def test_sql_is_pruned_though_another_pipeline_has_a_file_of_that_name(cluster, sample, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    write(other, **{"pipeline.yml": "sql: [{file: a.sql, on: postgres}]", "a.sql": "SELECT 1;"})
+    apply(cluster, sample)
+    apply(cluster, other)
+    write(sample, **{"pipeline.yml": "description: empty"})
+    assert "- sql a.sql" in apply(cluster, sample, prune=True)
+    assert cluster.records["other"].resources["sql"] == ["a.sql"]
+
+
+def test_what_a_moved_file_made_is_not_pruned(cluster, sample):
+    apply(cluster, sample)
+    cluster.engine.things = ["job orders.a"]
+    (sample / "sql").mkdir()
+    (sample / "a.sql").rename(sample / "sql" / "a.sql")
+    write(sample, **{"pipeline.yml": (sample / "pipeline.yml").read_text().replace("a.sql", "sql/a.sql")})
+    assert "- sql a.sql" not in apply(cluster, sample, prune=True)
 
 
 # ---- PostgreSQL's complaints

@@ -73,6 +73,10 @@ CASES = {
         change("lab-1", "ports", "9092", {"free": False, "held_by": "nginx (pid 7)", "container": None}),
         ["lab-1", "port 9092 of kafka is held by nginx (pid 7)", "kafka_port"],
     ),
+    "port of one of many processes": (
+        change("lab-1", "ports", "8082", {"free": False, "held_by": "nginx (pid 7)", "container": None}),
+        ["port 8082 of flink-jobmanager is held by nginx (pid 7)", "set flink_ui_port to another"],
+    ),
     "port of another container": (
         change("lab-1", "ports", "9092", {"free": False, "held_by": "container redpanda", "container": "redpanda"}),
         ["held by container redpanda"],
@@ -148,7 +152,7 @@ def test_stopping_asks_for_contact_and_engine_only():
 
 def test_starting_asks_for_the_containers_too():
     found = judged(change("lab-3", "containers", [{"name": "venice-kafka", "cluster": "lab"}]), "start")
-    assert next(f for f in found if f.where == "lab-3").what == "has no venice-connect, venice-postgres"
+    assert next(f for f in found if f.where == "lab-3").what == "has no venice-connect, venice-flink-taskmanager, venice-postgres"
 
 
 def test_where_nothing_is_starting_asks_for_what_a_deployment_does():

@@ -12,6 +12,8 @@ from venice.smoke import BrokenHopError, Hop, SmokeResult
 
 
 class Instance(SimpleNamespace):
+    idle = frozenset()
+
     def endpoint(self, port):
         return f"{self.address}:{self.ports[port]}"
 
@@ -105,3 +107,10 @@ def test_plain_form():
     plain = json.loads(json.dumps(result.to_dict()))
     assert plain["seconds"] == 1.235
     assert plain["hops"][0] == {"name": "a", "ok": True, "seconds": 0.123, "detail": "fine", "says": "", "remedy": ""}
+
+
+def test_ports_on_which_a_healthy_instance_need_not_listen_are_not_asked_for(test, monkeypatch):
+    ports = {"client": 2181, "peer": 2888, "election": 3888}
+    node = Instance(component="zookeeper", host="lab-1", address="10.0.0.1", ports=ports, idle=frozenset({"peer"}))
+    monkeypatch.setattr(test.cluster, "instances", lambda component=None: [node])
+    assert test.endpoints() == [("zookeeper on lab-1", "10.0.0.1", 2181), ("zookeeper on lab-1", "10.0.0.1", 3888)]

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from venice.cli import cli
 from venice.cluster import Cluster
-from venice.errors import InputError
-from venice.status import Row, Status, _next
+from venice.errors import InputError, UnreachableError
+from venice.status import Row, Status, _look_first, _next, render
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,7 +61,52 @@ def test_a_failed_connector_leads_to_the_workers_logs(lab):
     assert steps(lab, row("connect", "lab-2"), connectors=[{"failure": "connector x: refused"}]) == ["venice logs connect"]
 
 
+def test_where_space_is_short_what_is_well_is_counted(capsys):
+    found = Status("lab", [row("kafka", "lab-1"), row("kafka", "lab-2", health="none"), row("connect", "lab-3", "exited")])
+    Console().print(render(found))
+    assert capsys.readouterr().out.count("kafka") == 2
+    Console().print(render(found, short=True))
+    shown = capsys.readouterr().out
+    assert "connect" in shown
+    assert "2 healthy, not shown" in shown
+    assert "kafka" not in shown
+
+
 def test_watching_needs_a_terminal():
     result = CliRunner().invoke(cli, ["status", "-i", str(ROOT / "inventory" / "lab"), "--watch", "5"])
     assert isinstance(result.exception, InputError)
     assert "--watch needs a terminal" in str(result.exception)
+
+
+class Host:
+    """A host of which each container's health check ends with the code of its name, or not in time."""
+
+    def __init__(self, codes: dict[str, int | None]):
+        self.codes, self.asked = codes, []
+
+    def exec(self, container: str, argv: list[str], timeout: float) -> tuple[int, str, str]:
+        self.asked.append((container, argv))
+        if self.codes[container] is None:
+            raise UnreachableError(f"`docker exec` did not end within {timeout:g} s")
+        return self.codes[container], "", ""
+
+
+def container(health: str, *test: str) -> dict:
+    return {"State": {"Status": "running", "Health": {"Status": health}}, "Config": {"Healthcheck": {"Test": list(test)}}}
+
+
+def test_what_docker_has_not_looked_at_yet_is_asked():
+    host = Host({"ready": 0, "shell": 0, "not-yet": 1, "slow": None})
+    found = {
+        "ready": container("starting", "CMD", "health", "now"),
+        "shell": container("starting", "CMD-SHELL", "health || exit 1"),
+        "not-yet": container("starting", "CMD", "health"),
+        "slow": container("starting", "CMD", "health"),
+        "ill": container("unhealthy", "CMD", "health"),
+        "no-check": {"State": {"Status": "running"}, "Config": {}},
+    }
+    _look_first(host, found)
+    said = {name: c["State"]["Health"]["Status"] for name, c in found.items() if "Health" in c["State"]}
+    assert said == {"ready": "healthy", "shell": "healthy", "not-yet": "starting", "slow": "starting", "ill": "unhealthy"}
+    assert dict(host.asked)["ready"] == ["health", "now"]
+    assert dict(host.asked)["shell"] == ["/bin/sh", "-c", "health || exit 1"]

@@ -63,6 +63,15 @@ WRONG = {
     "settings are no mapping": (variables(kafka_settings="a=b=c,d"), ["kafka_settings", "not of type dict"]),
     "even number of controllers": (variables(kafka_controllers=2), ["kafka_controllers", "2 is not one of 1, 3, 5"]),
     "no nodes": (variables(kafka_nodes_per_host=0), ["kafka_nodes_per_host", "0 is less than 1"]),
+    "port in words": (variables(connect_port="many"), ["ports of connect must be numbers: http many", "*_port"]),
+    "user by name": (
+        lambda tree: (variables(ksqldb_user="appuser")(tree), groups(ksqldb=["h1"])(tree)),
+        ["ksqldb_user", "'appuser' is not of type int"],
+    ),
+    "number in words": (variables(kafka_replication_factor="three"), ["kafka_replication_factor", "'three' is not of type int"]),
+    "text for a list": (variables(ksqldb_command="start it"), ["ksqldb_command", "a text is not of type list"]),
+    "text for a dict": (variables(connect_settings="a=b"), ["connect_settings", "a text is not of type dict"]),
+    "no executors": (variables(spark_executors=0), ["spark_executors", "0 is less than 1"]),
     "memory is a word": (variables(kafka_memory="plenty"), ["kafka_memory", "'plenty' is not a size such as 512m or 2g"]),
     "heap larger than memory": (
         variables(connect_heap_mb=900, connect_memory="512m"),

@@ -28,8 +28,8 @@ def test_host_of_a_group_that_is_there_goes_to_its_end_before_the_next_comment()
 
 
 def test_new_group_in_the_shipped_inventory():
-    assert added(LAB, add_hosts(LAB, "flink", ["lab-1", "lab-2"])) == [
-        "    flink:",
+    assert added(LAB, add_hosts(LAB, "spark", ["lab-1", "lab-2"])) == [
+        "    spark:",
         "      hosts:",
         "        lab-1:",
         "        lab-2:",

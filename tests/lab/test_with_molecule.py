@@ -1,4 +1,7 @@
-"""Molecule's scenarios on the lab: converge, idempotence (nothing changed), and what testinfra finds on the hosts."""
+"""Molecule's scenarios on the lab: converge, idempotence (nothing changed), and what testinfra finds on the hosts.
+
+The last of the lab's tests by name: what they remove need not be deployed again.
+"""
 
 import os
 import subprocess
@@ -11,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 
-@pytest.mark.parametrize("scenario", ["three-hosts", "default"])
+@pytest.mark.parametrize("scenario", [pytest.param("three-hosts", marks=pytest.mark.long), "default"])
 def test_scenario(undeployed, scenario):
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"}
     command = [str(BIN / "molecule"), "test", "--scenario-name", scenario]
