@@ -48,9 +48,9 @@ class Browser:
         return {row[0]: row for row in rows}
 
     def _post(self, path: str, body: dict) -> Any:
-        answer = self.client.post(self.base + path, json=body).json()
-        assert "error" not in (answer["value"] or {}), answer["value"]
-        return answer["value"]
+        answer = self.client.post(self.base + path, json=body)
+        assert answer.is_success, answer.text
+        return answer.json()["value"]
 
 
 @contextmanager
@@ -58,10 +58,8 @@ def chromium() -> Iterator[Browser]:
     """A browser; Debian's packages are installed when they are missing (as root on Debian), else it says which."""
     ensure_tools({"chromium": "chromium", "chromedriver": "chromium-driver"}, print)
     with tempfile.TemporaryDirectory(prefix="venice-chromium-") as profile:
-        # the port is its own choice, and it says which
-        driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        driver, port = _driver()
         try:
-            port = next(found[1] for line in driver.stdout if (found := re.search(r"started successfully on port (\d+)", line)))
             threading.Thread(target=driver.stdout.read, daemon=True).start()  # so that it never waits for a reader
             base = f"http://127.0.0.1:{port}"
             # Chromium's sandbox refuses to work for root
@@ -76,3 +74,19 @@ def chromium() -> Iterator[Browser]:
         finally:
             driver.terminate()
             driver.wait(20)
+
+
+def _driver() -> tuple[subprocess.Popen, str]:
+    """chromedriver, and the port that it chose.
+
+    It takes one that is free with IPv6 and ends when something else has that one with IPv4, so it may have to choose again.
+    """
+    for _ in range(20):
+        driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        said = []
+        for line in driver.stdout:
+            said.append(line)
+            if found := re.search(r"started successfully on port (\d+)", line):
+                return driver, found[1]
+        driver.wait(20)
+    raise AssertionError("chromedriver does not start:\n" + "".join(said))
