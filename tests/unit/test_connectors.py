@@ -150,7 +150,7 @@ def test_deleting_waits_for_every_worker_and_one_that_is_gone_is_no_error():
 
 def test_deleting_says_what_connect_refuses_and_what_stays():
     refused = httpx.Response(403, json={"message": "not allowed"})
-    with pytest.raises(VeniceError, match="DELETE /connectors/sink: not allowed"):
+    with pytest.raises(VeniceError, match="DELETE /connectors/sink: 403 not allowed"):
         connect(lambda request: refused).delete("sink")
     stays = {"DELETE": httpx.Response(204), "GET": httpx.Response(200, json=one()["status"])}
     with pytest.raises(VeniceError, match=r"sink: not gone within 0\.1 s"):
