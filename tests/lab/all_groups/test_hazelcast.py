@@ -203,6 +203,8 @@ def test_a_killed_member_takes_nothing_with_it(cluster, client, feed):
 
 @pytest.mark.long
 def test_restarted_one_by_one_they_lose_nothing(cluster, client, feed, inventory):
+    feed.send(50, 2)
+    in_step(client, feed)
     logged = said(cluster).count("filled from the start")
     venice("restart", "hazelcast", "-i", str(inventory))
     in_step(client, feed)
@@ -213,6 +215,8 @@ def test_restarted_one_by_one_they_lose_nothing(cluster, client, feed, inventory
 
 @pytest.mark.long
 def test_when_all_members_were_killed_the_map_is_filled_again(cluster, client, feed):
+    feed.send(50, 2)
+    in_step(client, feed)
     logged = said(cluster).count("filled from the start")
     for member in members(cluster):
         kill(member.host, member.container)
