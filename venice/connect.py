@@ -270,12 +270,12 @@ class Connect:
     def stop(self, name: str, seconds: float = _PUT_SECONDS) -> None:
         """Stop a connector and return once its tasks are gone, so that states seen later are those of new tasks."""
         self._json("PUT", f"/connectors/{quote(name, safe='')}/stop", timeout=_PUT_SECONDS)
-        self._wait(name, lambda connector: connector.state == "STOPPED" and not connector.tasks, "stopped", seconds)
+        self._wait(lambda: self.status(name), lambda c: c.state == "STOPPED" and not c.tasks, "stopped", seconds)
 
     def pause(self, name: str, seconds: float = _PUT_SECONDS) -> None:
         """Pause a connector and return once it and its tasks are; its tasks stay where they are."""
         self._json("PUT", f"/connectors/{quote(name, safe='')}/pause", timeout=_PUT_SECONDS)
-        self._wait(name, lambda c: {c.state, *(task.state for task in c.tasks)} == {"PAUSED"}, "paused", seconds)
+        self._wait(lambda: self.status(name), lambda c: {c.state, *(task.state for task in c.tasks)} == {"PAUSED"}, "paused", seconds)
 
     def delete(self, name: str, seconds: float = _PUT_SECONDS) -> None:
         """Delete a connector and return once no worker that answers knows it any more. What it wrote, and its offsets, stay.
@@ -286,11 +286,7 @@ class Connect:
         answer = self._ask("DELETE", path, timeout=_PUT_SECONDS)
         if answer.status_code != 404:
             self._checked("DELETE", path, answer)
-        deadline = time.monotonic() + seconds
-        while any(True for _ in self._each(f"{path}/status")):
-            if time.monotonic() > deadline:
-                raise VeniceError(f"connector {name}: not gone within {seconds:g} s", "`venice logs connect`")
-            time.sleep(_POLL_SECONDS)
+        self._wait(lambda: next(self._seen(name), None), lambda connector: False, "gone", seconds)
 
     def restart_failed(self, name: str, seconds: float = _PUT_SECONDS) -> None:
         """Start a connector again that has itself failed (not its tasks: it can't be stopped), as long as it takes to leave that state.
@@ -302,13 +298,20 @@ class Connect:
         while (connector := self.status(name)) and connector.state == "FAILED" and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
 
-    def _wait(self, name: str, ended: Callable[[Connector], bool], what: str, seconds: float) -> None:
-        """Return once the connector is as wanted, or not there at all."""
+    def _wait(self, look: Callable[[], Connector | None], ended: Callable[[Connector], bool], what: str, seconds: float) -> None:
+        """Return once the connector that `look` finds is as wanted, or there is none."""
         deadline = time.monotonic() + seconds
-        while (connector := self.status(name)) and not ended(connector):
+        while (connector := look()) and not ended(connector):
             if time.monotonic() > deadline:
                 raise VeniceError(f"connector {connector}: not {what} within {seconds:g} s", "`venice logs connect`")
             time.sleep(_POLL_SECONDS)
+
+    def _seen(self, name: str) -> Iterator[Connector]:
+        """The connector as each worker that answers knows it. UnreachableError when none answers."""
+        if connector := self.status(name):
+            yield connector
+        for answer in self._each(f"/connectors/{quote(name, safe='')}/status"):
+            yield self._known(_connector(answer, {}))
 
     def resume(self, name: str) -> None:
         """Let a stopped or paused connector run."""

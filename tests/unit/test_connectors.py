@@ -153,8 +153,18 @@ def test_deleting_says_what_connect_refuses_and_what_stays():
     with pytest.raises(VeniceError, match="DELETE /connectors/sink: 403 not allowed"):
         connect(lambda request: refused).delete("sink")
     stays = {"DELETE": httpx.Response(204), "GET": httpx.Response(200, json=one()["status"])}
-    with pytest.raises(VeniceError, match=r"sink: not gone within 0\.1 s"):
+    with pytest.raises(VeniceError, match=r"connector sink RUNNING, 1/1 tasks running: not gone within 0\.1 s"):
         connect(lambda request: stays[request.method]).delete("sink", seconds=0.1)
+
+
+def test_deleting_is_not_done_when_no_worker_can_be_asked_any_more():
+    def answers(request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            return httpx.Response(204)
+        raise httpx.ConnectError("Connection refused")
+
+    with pytest.raises(UnreachableError, match="Connection refused"):
+        connect(answers).delete("sink")
 
 
 @pytest.mark.parametrize("name", ["io.x.jdbc.JdbcSinkConnector", "JdbcSinkConnector", "JdbcSink"])
