@@ -21,7 +21,8 @@ from venice.kafka import Kafka
 _EMPTY_SECONDS = 30.0
 _RUNNING_SECONDS = 60.0
 _POLL_SECONDS = 0.25
-_CONNECT = "connect-"
+# Connect's: a sink connector reads as the group of this and its name
+SINK_PREFIX = "connect-"
 _MOVING = ("NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS")
 _IDLE = ("empty", "dead")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -263,9 +264,9 @@ def _member(member: Any, hosts: Mapping[str, str]) -> Member:
 
 def connector_of(group: str, connect: Connect | None) -> Connector | None:
     """The sink connector that reads as this group; None without one."""
-    if connect is None or not group.startswith(_CONNECT):
+    if connect is None or not group.startswith(SINK_PREFIX):
         return None
-    found = connect.connectors().get(group.removeprefix(_CONNECT))
+    found = connect.connectors().get(group.removeprefix(SINK_PREFIX))
     return found if found and found.type == "sink" else None
 
 

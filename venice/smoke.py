@@ -20,6 +20,7 @@ from typing import Any
 import fastavro
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from venice import groups
 from venice.connect import Connect
 from venice.errors import UnreachableError, VeniceError
 from venice.hosts import DockerHost, over
@@ -35,8 +36,11 @@ HOST_SECONDS = 8.0
 KAFKA_SECONDS = 5.0
 # a replica that fell silent holds records back until it leaves those in sync (Kafka's replica.lag.time.max.ms: 30 s)
 ACKNOWLEDGED_SECONDS = 60.0
-# a worker that has just got its task joins its consumer group first, which alone takes Kafka three seconds
-ROW_SECONDS = 15.0
+# a task that has just moved joins its consumer group first: after ten seconds when the one before it could not leave, and three that
+# Kafka takes
+ROW_SECONDS = 30.0
+# a broker that came back a moment ago is healthy before it has caught up
+SETTLE_SECONDS = 60.0
 _CONNECT_SECONDS = 2.0
 _POLL_SECONDS = 0.1
 _LOG_LINES = 5
@@ -125,15 +129,19 @@ class BrokenHopError(VeniceError):
         self.says = says
 
 
-def run(cluster: Any, report: Callable[[Hop], None] = lambda hop: None) -> SmokeResult:
-    """Run the smoke test; `report` is called with each hop as it ends (checks and trace interleave)."""
-    return _Smoke(cluster, report).run()
+def run(cluster: Any, report: Callable[[Hop], None] = lambda hop: None, settle: float = 0.0) -> SmokeResult:
+    """Run the smoke test; `report` is called with each hop as it ends (checks and trace interleave).
+
+    `settle`: seconds for brokers to register and replicas to catch up; 0 tells what is so now.
+    """
+    return _Smoke(cluster, report, settle).run()
 
 
 class _Smoke:
-    def __init__(self, cluster: Any, report: Callable[[Hop], None]):
+    def __init__(self, cluster: Any, report: Callable[[Hop], None], settle: float = 0.0):
         self.cluster = cluster
         self.report = report
+        self.settle = settle
         self.trace = str(uuid.uuid4())
         self.hosts = {name: DockerHost(host) for name, host in cluster.hosts.items() if host.components}
         self.kafka = Kafka(cluster.bootstrap_servers, timeout=KAFKA_SECONDS)
@@ -144,7 +152,7 @@ class _Smoke:
         checks = [("from hosts", self.from_hosts), ("from here", self.from_here)]
         # an inventory may run a database alone
         if self.cluster.instances("kafka"):
-            checks = [("brokers", self.brokers), ("replicas", self.replicas), *checks]
+            checks = [("brokers", lambda: self.settled(self.brokers)), ("replicas", lambda: self.settled(self.replicas)), *checks]
         with ThreadPoolExecutor(len(checks) + 1) as pool:
             pending = [pool.submit(self.hop, name, check) for name, check in checks]
             # without a registry, Connect or PostgreSQL there is no way to follow
@@ -168,6 +176,17 @@ class _Smoke:
         return hop
 
     # ---- the cluster ---------------------------------------------------------------------------------------------
+
+    def settled(self, check: Callable[[], str]) -> str:
+        """A check of the brokers, asked again until it holds or `settle` seconds are over."""
+        deadline = time.monotonic() + self.settle
+        while True:
+            try:
+                return check()
+            except VeniceError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.5)
 
     def brokers(self) -> str:
         """Every broker of the inventory is registered, and the quorum has a leader."""
@@ -372,7 +391,7 @@ class _Smoke:
         if not rows:
             raise self.broken(
                 VeniceError(
-                    f"no row in {TABLE} after {ROW_SECONDS:g} s, though connector {CONNECTOR} and its task run",
+                    f"no row in {TABLE} after {ROW_SECONDS:g} s, though connector {CONNECTOR} and its task run{self._group_says()}",
                     f"`venice logs connect`; records it can't write go to dlq.{CONNECTOR}",
                 ),
                 "connect",
@@ -381,6 +400,14 @@ class _Smoke:
         if rows[0] != expected:
             raise BrokenHopError(f"the row in {TABLE} is {rows[0]}, sent was {expected}")
         return f"in {TABLE} on {self.cluster.instances('postgres')[0].host} with the same values"
+
+    def _group_says(self) -> str:
+        """What the connector's consumer group does instead of reading; nothing when it reads, or nobody knows."""
+        with suppress(VeniceError):
+            [group] = groups.listing(self.kafka, {}, groups.SINK_PREFIX + CONNECTOR)
+            if group.state != "stable":
+                return f"; its consumer group is {group.state.replace('_', ' ')} ({len(group.members)} members)"
+        return ""
 
     def _connector_runs(self, connect: Connect) -> None:
         try:

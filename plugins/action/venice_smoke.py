@@ -15,7 +15,7 @@ class ActionModule(ActionBase):
     def run(self, task_vars):
         if self._task.check_mode:
             return {"skipped": True, "skip_reason": "nothing is produced in check mode"}
-        found = smoke.run(cluster_of(self, task_vars))
+        found = smoke.run(cluster_of(self, task_vars), settle=smoke.SETTLE_SECONDS)
         answer = {"changed": False, "smoke": found.to_dict()}
         if not found.ok:
             broken = next(hop for hop in found.hops if not hop.ok)

@@ -325,3 +325,23 @@ def test_tasks_move_to_the_other_worker(readings, every):
         docker(host, "start", "venice-connect")
         wait_until(whole, "everything healthy")
     assert all(w["answers"] for w in json.loads(connectors("--json"))["workers"])
+
+
+def test_a_sink_goes_on_while_the_host_that_leads_its_group_is_cut_off(deployed, readings, every):
+    group = f"connect-{every}"
+
+    def leader() -> str:
+        description = readings.kafka.admin.describe_consumer_groups([group])[group].result(30)
+        return next(i.host for i in deployed.instances("kafka") if i.vars["node_id"] == description.coordinator.id)
+
+    if leader() == "lab-3":  # the table's own host
+        venice("restart", "kafka@lab-3", "-i", "lab")
+    host = leader()
+    assert host != "lab-3"
+    venice("lab", "cut", host)
+    try:
+        readings.send(("cut", 1.0))
+        wait_until(lambda: "cut=1" in readings.table(every), f"written without {host}")
+    finally:
+        venice("lab", "mend", host)
+        wait_until(whole, f"{host} is back")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from venice import smoke
+from venice import groups, smoke
 from venice.connect import Connector, Task
 from venice.errors import UnreachableError
 from venice.smoke import BrokenHopError, Hop, SmokeResult
@@ -78,6 +78,31 @@ def test_no_active_controller(test):
     there = {n: f"10.0.0.{n}:9092" for n in (1, 2, 3)}
     test.kafka = SimpleNamespace(brokers=lambda: there, controller=lambda: -1)
     assert "no active controller" in test.hop("brokers", test.brokers).detail
+
+
+def test_brokers_that_come_back_are_waited_for_when_asked_to(test, monkeypatch):
+    monkeypatch.setattr(smoke.time, "sleep", lambda seconds: None)
+    answers = iter([BrokenHopError("2 of 3 registered"), BrokenHopError("4 of 9 partitions under-replicated"), "all in sync"])
+
+    def check():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with pytest.raises(BrokenHopError, match="2 of 3"):
+        test.settled(check)
+    test.settle = 60
+    assert test.settled(check) == "all in sync"
+
+
+@pytest.mark.parametrize(
+    ("state", "says"), [("stable", ""), ("preparing_rebalance", "; its consumer group is preparing rebalance (2 members)")]
+)
+def test_a_group_that_does_not_read_explains_the_missing_row(test, monkeypatch, state, says):
+    group = groups.Group("connect-venice_canary", state, "classic", "range", ("gone", "new"), ())
+    monkeypatch.setattr(groups, "listing", lambda kafka, hosts, only: [group] if only == group.name else [])
+    assert test._group_says() == says
 
 
 def test_a_failed_task_explains_the_missing_row(test):
