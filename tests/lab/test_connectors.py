@@ -332,7 +332,7 @@ def test_a_sink_goes_on_while_the_host_that_leads_its_group_is_cut_off(deployed,
 
     def leader() -> str:
         description = readings.kafka.admin.describe_consumer_groups([group])[group].result(30)
-        return next(i.host for i in deployed.instances("kafka") if i.vars["node_id"] == description.coordinator.id)
+        return next(i.host for i in deployed.instances("kafka") if i.address == description.coordinator.host)
 
     if leader() == "lab-3":  # the table's own host
         venice("restart", "kafka@lab-3", "-i", "lab")
