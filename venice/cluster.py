@@ -561,19 +561,17 @@ class Cluster:
 
     def pipeline_folder(self, name: str) -> Path:
         """The folder of a pipeline called by name or path. Raises InputError that says where it was looked for."""
-        places = [
-            self.inventory_dir / "pipelines" / name,
-            Path("pipelines") / name,
-            paths.resource("pipelines") / name,
-            Path(name),
-        ]
+        places = [self.inventory_dir / "pipelines", Path("pipelines"), paths.resource("pipelines"), Path()]
+        if os.sep in name:
+            # what is written as a path is never another folder of the same name
+            places = [Path()]
         for place in places:
-            if (place / "pipeline.yml").exists():
-                return place.resolve()
+            if (place / name / "pipeline.yml").exists():
+                return (place / name).resolve()
         shipped = ", ".join(sorted(p.parent.name for p in paths.resource("pipelines").glob("*/pipeline.yml")))
         raise InputError(
             f"{self.inventory_dir}: there is no pipeline {name!r}: no {name}/pipeline.yml",
-            f"looked in {', '.join(str(p.parent) for p in places[:3])}; Venice ships: {shipped}",
+            f"looked in {', '.join(map(str, places))}; Venice ships: {shipped}",
         )
 
 

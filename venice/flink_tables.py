@@ -22,10 +22,10 @@ _AVRO = {
 # Flink reads by the schema that it makes of the columns. Avro resolves neither an enum to a string nor a fixed to bytes, so those can't
 # be columns; of timestamps that schema can have none finer than milliseconds, so microseconds are the number that is written.
 _LOGICAL = {
-    "timestamp-millis": "TIMESTAMP(3)",
-    "date": "DATE",
-    "time-millis": "TIME(3)",
-    "uuid": "STRING",
+    ("long", "timestamp-millis"): "TIMESTAMP(3)",
+    ("int", "date"): "DATE",
+    ("int", "time-millis"): "TIME(3)",
+    ("string", "uuid"): "STRING",
 }
 _OWN = {"_key", "_timestamp", "_partition", "_offset"}
 _LARGEST_DECIMAL = 38
@@ -63,6 +63,8 @@ def table(topic: str, schema: Mapping[str, str] | None, bootstrap_servers: str, 
         "connector": "kafka",
         "topic": topic,
         "properties.bootstrap.servers": bootstrap_servers,
+        # what a transaction that was aborted has left in the log is no record
+        "properties.isolation.level": "read_committed",
         "scan.startup.mode": "earliest-offset",
     }
     if bounded:
@@ -99,44 +101,57 @@ def _ddl(name: str, columns: list[tuple[str, str]], options: dict[str, str], key
 
 def _avro_columns(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Name and type of the fields that Flink can read."""
-    columns, named = [], {}
+    columns, named, space = [], {}, _space(record, "")
     for field in record["fields"]:
         with suppress(_UnsupportedError):
-            columns.append((field["name"], _avro_type(field["type"], named)))
+            columns.append((field["name"], _avro_type(field["type"], named, space)))
     return [column for column in columns if column[0] not in _OWN]
 
 
-def _avro_type(kind: Any, named: dict[str, Any]) -> str:
-    """A type of Flink SQL, `NOT NULL` where Avro's has no null. Raises _UnsupportedError."""
+def _space(record: dict[str, Any], outer: str) -> str:
+    """The namespace of a record's name, which those within inherit."""
+    name = record.get("name", "")
+    return name.rpartition(".")[0] if "." in name else record.get("namespace", outer)
+
+
+def _avro_type(kind: Any, named: dict[str, str], space: str) -> str:
+    """A type of Flink SQL, `NOT NULL` where Avro's has no null. Raises _UnsupportedError.
+
+    `named`: the types of records by their full names, `space` the namespace that names without one belong to.
+    """
     if isinstance(kind, list):
         some = [k for k in kind if k != "null"]
         if len(some) != 1:
             raise _UnsupportedError
-        inner = _avro_type(some[0], named)
+        inner = _avro_type(some[0], named, space)
         return inner.removesuffix(" NOT NULL") if len(some) < len(kind) else inner
     if isinstance(kind, str):
         if kind in _AVRO:
             return f"{_AVRO[kind]} NOT NULL"
-        if kind not in named:
-            raise _UnsupportedError
-        return _avro_type(named[kind], named)
+        for name in (f"{space}.{kind}", kind):
+            if name in named:
+                return named[name]
+        raise _UnsupportedError
     what = kind["type"]
     if isinstance(what, dict | list):
-        return _avro_type(what, named)
+        return _avro_type(what, named, space)
     logical = kind.get("logicalType")
-    if logical == "decimal" and what == "bytes" and kind["precision"] <= _LARGEST_DECIMAL:
+    # one without a precision is plain bytes to Avro, too
+    if logical == "decimal" and what == "bytes" and kind.get("precision", _LARGEST_DECIMAL + 1) <= _LARGEST_DECIMAL:
         return f"DECIMAL({kind['precision']}, {kind.get('scale', 0)}) NOT NULL"
-    if logical in _LOGICAL:
-        return f"{_LOGICAL[logical]} NOT NULL"
+    if (what, logical) in _LOGICAL:
+        return f"{_LOGICAL[what, logical]} NOT NULL"
     if what == "array":
-        return f"ARRAY<{_avro_type(kind['items'], named)}> NOT NULL"
+        return f"ARRAY<{_avro_type(kind['items'], named, space)}> NOT NULL"
     if what == "map":
-        return f"MAP<STRING NOT NULL, {_avro_type(kind['values'], named)}> NOT NULL"
+        return f"MAP<STRING NOT NULL, {_avro_type(kind['values'], named, space)}> NOT NULL"
     if what == "record":
-        parts = [f"{quoted(f['name'])} {_avro_type(f['type'], named)}" for f in kind["fields"]]
-        if name := kind.get("name"):
-            named[name] = kind
-        return f"ROW<{', '.join(parts)}> NOT NULL"
+        inner = _space(kind, space)
+        parts = [f"{quoted(f['name'])} {_avro_type(f['type'], named, inner)}" for f in kind["fields"]]
+        row = f"ROW<{', '.join(parts)}> NOT NULL"
+        short = kind["name"].rpartition(".")[2]
+        named[f"{inner}.{short}" if inner else short] = row
+        return row
     if what in _AVRO:
         return f"{_AVRO[what]} NOT NULL"
     raise _UnsupportedError
@@ -149,7 +164,8 @@ def _json_columns(document: Any) -> list[tuple[str, str]]:
     for name, spec in ((name, spec) for name, spec in properties.items() if name not in _OWN):
         kinds = spec.get("type", "string") if isinstance(spec, dict) else "string"
         kind = next((k for k in kinds if k != "null"), "string") if isinstance(kinds, list) else kinds
-        columns.append((name, _JSON.get(kind, "STRING")))
+        if kind in _JSON:
+            columns.append((name, _JSON[kind]))
     return columns
 
 

@@ -49,6 +49,7 @@ def test_an_avro_record_becomes_columns():
         "`stops` ARRAY<INT NOT NULL> NOT NULL",
         "`where` ROW<`x` DOUBLE NOT NULL> NOT NULL",
         "`next` ROW<`x` DOUBLE NOT NULL>,",
+        "'properties.isolation.level' = 'read_committed'",
         "'value.avro-confluent.url' = 'http://r:8081'",
         "WATERMARK FOR `_timestamp`",
     ):
@@ -64,17 +65,33 @@ def test_what_flink_can_not_read_is_left_out():
         "maybe": ["null", {"type": "enum", "name": "F", "symbols": ["A"]}],
         "fixed": {"type": "fixed", "name": "X", "size": 4},
         "exact": {"type": "fixed", "name": "Y", "size": 4, "logicalType": "decimal", "precision": 5},
+        "unique": {"type": "fixed", "name": "U", "size": 16, "logicalType": "uuid"},
         "_offset": "long",
     }
     numbers = {
         "micros": {"type": "long", "logicalType": "timestamp-micros"},
         "huge": {"type": "bytes", "logicalType": "decimal", "precision": 39},
+        "vague": {"type": "bytes", "logicalType": "decimal"},
     }
     fields = [{"name": name, "type": kind} for name, kind in (kinds | numbers).items()]
     made = table("t", avro({"type": "record", "name": "T", "fields": fields}), "k:9092", "u", keyed=True, bounded=False)
     assert not any(f"`{name}` " in made.statements[0] for name in kinds.keys() - {"_offset"})
     assert "`micros` BIGINT NOT NULL" in made.statements[0] and "`huge` BYTES NOT NULL" in made.statements[0]
+    assert "`vague` BYTES NOT NULL" in made.statements[0]
     assert made.statements[0].count("`_offset`") == 1
+
+
+@pytest.mark.parametrize("names", [{"name": "P"}, {"name": "P", "namespace": "other"}, {"name": "other.P"}])
+@pytest.mark.parametrize("written", ["short", "full"])
+def test_a_record_s_type_is_known_by_its_names(names, written):
+    point = {"type": "record", **names, "fields": [{"name": "x", "type": "double"}]}
+    space = "a.b" if names == {"name": "P"} else "other"
+    # a short name belongs to the namespace around it
+    name = f"{space}.P" if written == "full" else "P"
+    fields = [{"name": "first", "type": point}, {"name": "next", "type": ["null", name]}]
+    schema = avro({"type": "record", "name": "T", "namespace": "a.b", "fields": fields})
+    [ddl] = table("t", schema, "k:9092", "u", keyed=True, bounded=False).statements
+    assert ("`next` ROW<`x` DOUBLE NOT NULL>," in ddl) == (written == "full" or space == "a.b")
 
 
 def test_a_bounded_table_ends_with_what_is_there():
@@ -85,10 +102,12 @@ def test_a_bounded_table_ends_with_what_is_there():
 
 def test_json_schema_records_are_read_behind_their_frame():
     schema = {"type": "object", "properties": {"id": {"type": "string"}, "n": {"type": ["integer", "null"]}, "odd name": {}}}
+    schema["properties"] |= {"parts": {"type": "array"}, "place": {"type": ["null", "object"]}}
     raw, view = table("o", {"schemaType": "JSON", "schema": json.dumps(schema)}, "k:9092", "u", keyed=True, bounded=False).statements
     assert "'value.format' = 'raw'" in raw
     assert "TRIM(LEADING '{' FROM SUBSTRING(`_value`, POSITION('{' IN `_value`)))), '$.n') AS BIGINT) AS `n`" in view
     assert """'$["odd name"]') AS STRING)""" in view
+    assert "parts" not in view and "place" not in view
 
 
 @pytest.mark.parametrize("schema", [None, avro("string"), {"schemaType": "PROTOBUF", "schema": "message A {}"}])
@@ -232,6 +251,12 @@ def test_who_is_away_does_not_make_a_statement_wrong(jobs, tmp_path):
     with pytest.raises(VeniceError, match="does not answer") as error:
         ENGINES["flink"].apply(None, statements(tmp_path))
     assert "correct the statement" not in error.value.remedy
+
+
+def test_a_file_whose_name_can_not_be_a_job_s_is_refused_before_anything(jobs, tmp_path):
+    file = Statements("shop", "sql/my job.sql", tmp_path / "my job.sql", "INSERT INTO a SELECT 1;", "flink")
+    with pytest.raises(InputError, match=r"my job.sql: can't be a job's name"):
+        ENGINES["flink"].differences(None, [file])
 
 
 def test_two_files_of_one_name_would_be_one_job(jobs, tmp_path):
@@ -440,6 +465,44 @@ def test_a_wrong_change_leaves_the_job_as_it_was(flink):
     with pytest.raises(flink.keeper.RefusedError, match=r"the job runs on as it was"):
         keeper.put("a.b", ["INSERT INTO wrong SELECT 1"], "2")
     assert keeper.jobs["a.b"].sha256 == "1" and len(live(flink)) == 1
+    # the new statement's error is said, whatever else goes wrong
+    flink.refuse = "INSERT"
+    with pytest.raises(flink.keeper.RefusedError, match=r"^no \(the job as it was does not begin either"):
+        keeper.put("a.b", ["INSERT INTO wrong SELECT 1"], "2")
+    assert not live(flink)
+    flink.refuse = ""
+    keeper.look()
+    assert flink.ran[-1] == INSERT[0] and len(live(flink)) == 1
+
+
+def test_a_wrong_change_does_not_begin_what_somebody_cancelled(flink):
+    keeper = flink.keeper.Jobs()
+    flink.jobs[keeper.put("a.b", INSERT, "1")["job_id"]]["state"] = "CANCELED"
+    keeper.look()
+    flink.refuse = "wrong"
+    with pytest.raises(flink.keeper.RefusedError, match=r"the job is CANCELED, as it was"):
+        keeper.put("a.b", ["INSERT INTO wrong SELECT 1"], "2")
+    keeper.look()
+    flink.keeper.Jobs().look()
+    assert not live(flink)
+
+
+def test_tasks_that_restart_after_an_outage_are_waited_for(flink, monkeypatch):
+    keeper = flink.keeper.Jobs()
+    found = flink.jobs[keeper.put("a.b", INSERT, "1")["job_id"]]
+    found["state"] = "RESTARTING"
+    monkeypatch.setattr(flink.keeper.time, "sleep", lambda seconds: found.update(state="RUNNING"))
+    assert keeper.put("a.b", INSERT, "1")["state"] == "RUNNING"
+    assert len(flink.jobs) == 1
+
+
+def test_a_job_of_which_nothing_is_known_is_submitted_when_it_is_declared_again(flink):
+    keeper = flink.keeper.Jobs()
+    keeper.put("a.b", INSERT, "1")
+    keeper.asked -= flink.keeper.SILENT_SECONDS + 1
+    keeper.doubt(OSError("refused"))
+    flink.jobs.clear()
+    assert keeper.put("a.b", INSERT, "1")["state"] == "RUNNING"
 
 
 def test_a_missing_job_is_submitted_when_it_is_declared_again(flink):

@@ -429,7 +429,23 @@ def test_what_a_moved_file_made_is_not_pruned(cluster, sample):
     (sample / "sql").mkdir()
     (sample / "a.sql").rename(sample / "sql" / "a.sql")
     write(sample, **{"pipeline.yml": (sample / "pipeline.yml").read_text().replace("a.sql", "sql/a.sql")})
-    assert "- sql a.sql" not in apply(cluster, sample, prune=True)
+    assert "+ sql sql/a.sql" in apply(cluster, sample)
+    assert prepare(cluster, [sample]).all[0].left == []
+    assert cluster.records["orders"].resources["sql"] == ["sql/a.sql"], "nobody is told for ever that it is left"
+
+
+def test_a_file_that_another_engine_runs_from_now_on_is_forgotten_where_it_ran(cluster, sample, monkeypatch):
+    apply(cluster, sample)
+    old, new = cluster.engine, FakeEngine()
+    old.things, new.component = ["table A"], "flink"
+    monkeypatch.setitem(engines.ENGINES, "flink", new)
+    cluster.groups["flink"] = ["h"]
+    write(sample, **{"pipeline.yml": (sample / "pipeline.yml").read_text().replace("on: postgres", "on: flink")})
+    [question] = prepare(cluster, [sample]).questions
+    assert question.endswith("pipeline.yml:7: a.sql runs on flink now: table A is dropped; topics stay")
+    assert "+ sql a.sql" in apply(cluster, sample)
+    assert not old.done and new.done
+    assert apply(cluster, sample) == []
 
 
 # ---- PostgreSQL's complaints

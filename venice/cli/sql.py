@@ -30,7 +30,7 @@ def command(cluster, scripts: tuple[str, ...], file: IO[str] | None, as_json: bo
     if not scripts and not file and on_terminal():
         sys.exit(sql.shell(cluster))
     source = file or sys.stdin
-    script, name = (";\n".join(scripts), "") if scripts else (source.read(), source.name)
+    script, name = ("\n;\n".join(scripts), "") if scripts else (source.read(), source.name)
     for statement, result in sql.run(cluster, script, name):
         if as_json:
             print_json({"statement": statement, "rows": list(sql.documents(result))})

@@ -50,16 +50,19 @@ class Engine(Protocol):
         """Remember no longer that this file was applied, and remove what `made` names. Else what it did stays."""
 
 
-def made(cluster: Any, pipeline: str, name: str) -> list[str]:
-    """What goes when a file is forgotten that a pipeline no longer has; nothing when what it did stays."""
-    return [thing for engine in ENGINES.values() if cluster.groups.get(engine.component) for thing in engine.made(cluster, pipeline, name)]
+def made(cluster: Any, pipeline: str, name: str, but: str = "") -> list[str]:
+    """What goes when a file is forgotten, on all engines or all but one; nothing when what it did stays."""
+    return [thing for engine in _engines(cluster, but) for thing in engine.made(cluster, pipeline, name)]
 
 
-def forget(cluster: Any, pipeline: str, name: str) -> None:
-    """Forget a file that a pipeline no longer has, wherever it ran."""
-    for engine in ENGINES.values():
-        if cluster.groups.get(engine.component):
-            engine.forget(cluster, pipeline, name)
+def forget(cluster: Any, pipeline: str, name: str, but: str = "") -> None:
+    """Forget a file wherever it ran, or everywhere but on the engine where it runs now."""
+    for engine in _engines(cluster, but):
+        engine.forget(cluster, pipeline, name)
+
+
+def _engines(cluster: Any, but: str) -> list[Engine]:
+    return [engine for name, engine in ENGINES.items() if name != but and cluster.groups.get(engine.component)]
 
 
 def statements(cluster: Any, pipeline: Pipeline, variables: Mapping[str, Any]) -> list[Statements]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from venice import applying
 from venice.cluster import Cluster
-from venice.errors import InputError, UnreachableError, VeniceError
+from venice.errors import InputError, VeniceError
 from venice.pipeline import applied, digest, load
 from venice.pipeline.applied import Applied
 from venice.pipeline.look import Look, Wanted, kafka_of
@@ -99,10 +99,10 @@ def _row(
     said = (name, in_inventory, wanted.pipeline.folder, wanted.pipeline.description, digest(folder), record)
     try:
         plan = Planner(cluster, look, wanted).plan(verify=False)
-    except UnreachableError as problem:
-        return Row(*said, UNKNOWN, error=problem.message)
     except InputError as problem:
         return Row(*said, DIFFERS, error=problem.message)
+    except VeniceError as problem:
+        return Row(*said, UNKNOWN, error=problem.message)
     state = NEVER if record is None else DIFFERS if plan.changes else IN_STEP
     return Row(*said, state, tuple(plan.changes), tuple(plan.left))
 

@@ -24,6 +24,8 @@ class OnFlink:
 
         names: dict[str, Statements] = {}
         for file in files:
+            if not re.fullmatch(r"[\w.-]+", _job(file.pipeline, file.name), re.ASCII):
+                raise InputError(f"{file.file}: can't be a job's name", "letters, digits, '_', '-' and '.' only, as the pipeline's folder")
             if (other := names.setdefault(_job(file.pipeline, file.name), file)) is not file:
                 raise InputError(f"{file.file}: would be the same job as {other.file}", "give one of the files another name")
         there = Jobs.of(cluster).all()
@@ -60,7 +62,9 @@ class OnFlink:
             where = f"{file.file}:{line}" if line else f"{file.file}"
             error.message = f"{where}: {said}"
             if error.exit_code == VeniceError.exit_code:
-                error.remedy = error.remedy or "correct the statement; the job is as it was"
+                error.remedy = error.remedy or (
+                    "correct the statement" if line else "`venice logs flink-jobs flink-jobmanager` has more of it"
+                )
             raise
 
     def made(self, cluster: Any, pipeline: str, name: str) -> Sequence[str]:

@@ -282,9 +282,20 @@ class Planner:
 
     def _sql(self, plan: Plan, file: Statements) -> None:
         differences = self.look.sql(file)
-        if differences:
-            action = "update" if differences[0].current else "create"
-            self._step(plan, Change("sql", file.name, action, differences), lambda: ENGINES[file.engine].apply(self.cluster, file))
+        if not differences:
+            return
+        action = "update" if differences[0].current else "create"
+        moved = action == "create" and plan.before is not None and file.name in plan.before.resources.get("sql", ())
+        if moved and (elsewhere := made(self.cluster, self.pipeline.name, file.name, but=file.engine)):
+            place = self.pipeline.place("sql", file.name)
+            plan.questions.append(f"{place}: {file.name} runs on {file.engine} now: {', '.join(elsewhere)} is dropped; topics stay")
+
+        def act() -> Iterable[str] | None:
+            if moved:  # before it writes here, too
+                forget(self.cluster, self.pipeline.name, file.name, but=file.engine)
+            return ENGINES[file.engine].apply(self.cluster, file)
+
+        self._step(plan, Change("sql", file.name, action, differences), act)
 
     # ---- Pinot's tables
 
@@ -381,12 +392,17 @@ class Planner:
             # files of SQL are each pipeline's own, whatever they are called
             return kind != "sql" and any(name in other.get(kind, ()) for other in others)
 
-        return [
+        left = [
             (kind, name)
             for kind in KINDS
             for name in before.resources.get(kind, [])
             if name not in resources[kind] and not elsewhere(kind, name) and self._is_there(kind, name)
         ]
+        if not any(kind == "sql" for kind, _ in left):
+            return left
+        # of a file that was moved, what it made is the moved one's
+        mine = {thing for name in resources["sql"] for thing in made(self.cluster, self.pipeline.name, name)}
+        return [(kind, name) for kind, name in left if kind != "sql" or mine.isdisjoint(made(self.cluster, self.pipeline.name, name))]
 
     def _is_there(self, kind: str, name: str) -> bool:
         there = {
@@ -410,14 +426,9 @@ class Planner:
             "topic": self._delete_topic,
             "sql": lambda name: forget(self.cluster, self.pipeline.name, name),
         }
-        wanted: set[str] = set()
-        if any(kind == "sql" for kind, _ in plan.left):
-            wanted.update(thing for name in self.wanted.resources["sql"] for thing in made(self.cluster, self.pipeline.name, name))
         for kind in _REMOVALS:
             for name in (n for k, n in plan.left if k == kind):
                 gone = made(self.cluster, self.pipeline.name, name) if kind == "sql" else []
-                if not wanted.isdisjoint(gone):
-                    continue  # the file was moved: what it made is the moved one's
                 change = Change(kind, name, "remove", (Difference("dropped", ", ".join(gone), ""),) if gone else ())
                 plan.removals.append(Step(change, str(self.pipeline.folder), lambda act=acts[kind], name=name: act(name)))
                 removed = f"is forgotten and {', '.join(gone)} dropped; topics stay" if gone else _REMOVED.get(kind, "is removed")

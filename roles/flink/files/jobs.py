@@ -260,12 +260,12 @@ class Jobs:
         text = before + _REFERENCE.sub(lambda match: secret(match[1]).replace("'", "''"), statement)
         operation = ask("POST", f"{base}/statements", {"statement": text})["operationHandle"]
         deadline = time.monotonic() + RUN_SECONDS
-        while (status := ask("GET", f"{base}/operations/{operation}/status")["status"]) in ("INITIALIZED", "PENDING", "RUNNING"):
+        while ask("GET", f"{base}/operations/{operation}/status")["status"] in ("INITIALIZED", "PENDING", "RUNNING"):
             if time.monotonic() > deadline:
                 raise RefusedError(f"{first_line(statement)}: not done after {RUN_SECONDS:.0f} s")
             time.sleep(0.2)
         try:
-            return ask("GET", f"{base}/operations/{operation}/result/0?rowFormat=JSON") | {"status": status}
+            return ask("GET", f"{base}/operations/{operation}/result/0?rowFormat=JSON")
         except RefusedError as error:
             raise RefusedError(f"{first_line(statement)}: {error}") from error
 
@@ -275,8 +275,9 @@ class Jobs:
         """Declares a job and waits until it runs. A change goes on from a savepoint; when that fails the old job is back."""
         with self.lock:
             before = self.jobs.get(name)
-            if before and before.sha256 == sha256 and before.state not in ENDED | {"MISSING"}:
-                return self.wait(before)
+            if before and before.sha256 == sha256 and before.state not in ENDED | {"MISSING", "UNKNOWN"}:
+                # after an outage Flink itself restarts its tasks
+                return self.wait(before, restarting=True)
             job = Job(name, {"statements": statements, "sha256": sha256})
             if before:
                 # whatever dies from here on, the old job comes back
@@ -295,13 +296,30 @@ class Jobs:
                     (DATA / f"{name}.json").unlink(missing_ok=True)
                     raise
                 self.jobs[name] = before
-                before.keep()
-                self.cancel(before)
-                self.submit(before)
-                raise RefusedError(f"{error} (the job runs on as it was)") from error
+                # a service that is away does not make the statements wrong
+                kind = RefusedError if isinstance(error, RefusedError) else OSError
+                raise kind(f"{error} ({self.back(before)})") from error
 
-    def wait(self, job: Job) -> dict:
-        """Returns once all of its tasks run. RefusedError with the cause when it fails, or does not after RUN_SECONDS."""
+    def back(self, job: Job) -> str:
+        """Undoes a change that failed; what became of the job as it was, in words."""
+        if job.ended:
+            job.due = False
+            job.keep()
+            self.cancel(job)
+            return f"the job is {job.ended}, as it was"
+        job.keep()
+        try:
+            self.cancel(job)
+            self.submit(job)
+        except (RefusedError, OSError) as error:
+            return f"the job as it was does not begin either, and is tried again: {error}"
+        return "the job runs on as it was"
+
+    def wait(self, job: Job, restarting: bool = False) -> dict:
+        """Returns once all of its tasks run. RefusedError with the cause when it fails, or does not after RUN_SECONDS.
+
+        `restarting`: whether tasks that failed may come back; a new job whose tasks fail is wrong.
+        """
         deadline = time.monotonic() + RUN_SECONDS
         while True:
             found = ask("GET", f"{JOBMANAGER}/jobs/{job.ids[-1]}", timeout=5)
@@ -309,7 +327,8 @@ class Jobs:
             if found["state"] == "RUNNING" and all(state in ("RUNNING", "FINISHED") for state in states):
                 job.state, job.error = "RUNNING", ""
                 return job.shown()
-            if found["state"] in ENDED or found["state"] == "RESTARTING":
+            again = found["state"] == "RESTARTING"
+            if found["state"] in ENDED or (again and not (restarting and time.monotonic() < deadline)):
                 raise RefusedError(self.cause(job.ids[-1]) or f"the job is {found['state']}")
             if time.monotonic() > deadline:
                 free = ask("GET", f"{JOBMANAGER}/overview", timeout=5)
