@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from venice.data import CLOSING_MS, DISORDER_MS
+from venice.data import DISORDER_MS, closing_ms
 from venice.verify import EQUAL, LATENESS_MS, OPEN, Expected, Judged
 
 
@@ -79,7 +79,7 @@ def backlog(pipeline: ModuleType, count: int, begin: int, span: int) -> Iterator
 
 def closing(pipeline: ModuleType, last: int) -> dict[str, Any]:
     """The record that moves the time on behind the last event."""
-    return pipeline.closing() | {pipeline.TIME: last + CLOSING_MS}
+    return pipeline.closing() | {pipeline.TIME: last + closing_ms(pipeline)}
 
 
 def expected(pipeline: ModuleType, records: Iterable[Mapping[str, Any]]) -> dict[int, Expected]:

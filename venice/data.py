@@ -40,11 +40,10 @@ if TYPE_CHECKING:
     from venice.kafka import Kafka
 
 FILE = "data.py"
-FORMATS = ("avro", "json")
 STEP = 0.4
 DISORDER_MS = 450
-# so far behind the last event is the one that closes its window: three seconds, a second of waiting, and one to spare
-CLOSING_MS = 5000
+# windows wait for a second, and one to spare
+_WAITING_MS = 2000
 _POLL_SECONDS = 0.1
 # what brokers may take where it is better to go on, or to end, without them
 _SOON_SECONDS = 20.0
@@ -196,9 +195,6 @@ class _Clock:
         self.step.value = max(time.time(), self.step.value)
         self.began.value = self.began.value or self.step.value
         self.going.value = any(self.left) and not self.stopping.is_set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__
 
 
 def share(plan: Plan, number: int) -> int:
@@ -383,6 +379,11 @@ def _add(total: Sent, part: Sent) -> None:
     total.first, total.last = (min(times), max(times)) if times else (None, None)
 
 
+def closing_ms(pipeline: ModuleType) -> int:
+    """How far behind the last event the record is that closes its window; without a WINDOW_MS, one of three seconds."""
+    return getattr(pipeline, "WINDOW_MS", 3000) + _WAITING_MS
+
+
 def close(kafka: "Kafka", plan: Plan, sent: Sent) -> None:
     """Send one record to each partition that moves the time on behind the last event, once that time has come.
 
@@ -391,18 +392,20 @@ def close(kafka: "Kafka", plan: Plan, sent: Sent) -> None:
     from venice.messages import Outgoing, deliver, producer_of
 
     pipeline = load(plan.file.parent)
-    moment = sent.last + CLOSING_MS
+    moment = sent.last + closing_ms(pipeline)
     while (rest := moment / 1000 - time.time()) > 0:
         time.sleep(rest)
-    record = pipeline.closing() | {pipeline.TIME: moment}
-    value, key = encoder(plan.schema)(record), record[pipeline.KEY].encode()
-    partitions = [part.id for part in kafka.partitions(plan.topic)]
     try:
+        record = pipeline.closing() | {pipeline.TIME: moment}
+        value, key = encoder(plan.schema)(record), record[pipeline.KEY].encode()
+        partitions = [part.id for part in kafka.partitions(plan.topic)]
         deliver(kafka, producer_of(kafka), [Outgoing(plan.topic, key, value, partition=id_) for id_ in partitions])
     except KafkaException as error:
         sent.failures.append(f"closing: {error.args[0].str()}")
     except VeniceError as error:
         sent.failures.append(f"closing: {error.message}")
+    except Exception as error:  # closing() is a user's program; what was sent is told nevertheless
+        sent.failures.append(f"closing: {type(error).__name__}: {error}")
     else:
         sent.closing, sent.closed_at = len(partitions), moment
 
@@ -412,7 +415,8 @@ def summary(sent: Sent) -> str:
     rate = f", {sent.acknowledged / sent.seconds:,.0f} per second" if sent.seconds else ""
     lines = [f"{sent.acknowledged} of {sent.requested} records to {sent.topic} acknowledged in {sent.seconds:.1f} s{rate}"]
     if sent.closing:
-        lines.append(f"and {sent.closing} more that close the last window, one per partition, {CLOSING_MS // 1000} s after the last event")
+        behind = (sent.closed_at - sent.last) / 1000
+        lines.append(f"and {sent.closing} more that close the last window, one per partition, {behind:g} s after the last event")
     elif sent.last is not None:
         lines.append("nothing was sent that closes the last window: it stays open until the next records come")
     lines += [f"failed: {failure}" for failure in sent.failures]

@@ -368,22 +368,26 @@ def _window(record: Record, value: dict[str, Any] | None) -> Window:
 
 
 def verify(cluster: Any, folder: Path) -> Report:
-    """Compare the windows of all engines in the inventory with the pipeline's input topic.
+    """Compare the windows of all engines in the inventory that the pipeline has a topic for with the pipeline's input topic.
 
     InputError when the inventory runs none, or the pipeline has no windows; VeniceError when topics are missing or the input has
     nothing that counts.
     """
     from venice import data
     from venice.kafka import Kafka
+    from venice.pipeline import files
     from venice.registry import Registry
 
     pipeline = data.load(folder)
     if not hasattr(pipeline, "WINDOW_MS") or not hasattr(pipeline, "counts"):
         raise InputError(f"{folder / data.FILE}: has no WINDOW_MS and counts(): there are no windows to verify", "docs/transactions.md")
+    topics = {topic.name for topic in files.load(folder).topics}
     engines = [Engine(name, f"{pipeline.TOPIC}_aggregate_{suffix}") for name, suffix in ENGINES.items() if cluster.groups.get(name)]
+    engines = [engine for engine in engines if engine.topic in topics]
     if not engines:
         raise InputError(
-            f"{cluster.inventory_dir} runs no engine that computes windows", f"add a host to one of the groups {', '.join(ENGINES)}"
+            f"{cluster.inventory_dir} runs no engine that computes windows of {folder.name}",
+            f"the groups {', '.join(ENGINES)} do, into topics {pipeline.TOPIC}_aggregate_... that the pipeline has",
         )
     kafka, values = Kafka.of(cluster), Values(Registry.of(cluster))
     now = int(time.time() * 1000)

@@ -47,6 +47,20 @@ def test_the_same_process_always_sends_the_same_and_another_one_something_else(p
     assert some(pipeline, 3) == some(data.load(FOLDER), 3) != some(pipeline, 4)
 
 
+@pytest.mark.parametrize(("given", "behind"), [({}, 5000), ({"WINDOW_MS": 60_000}, 62_000)])
+def test_what_closes_the_last_window_comes_behind_it(given, behind):
+    assert data.closing_ms(SimpleNamespace(**given)) == behind
+
+
+def test_a_closing_record_that_does_not_fit_hides_nothing_of_what_was_sent(pipeline, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda folder: pipeline)
+    monkeypatch.setattr(pipeline, "closing", lambda: {"user_id": 1})
+    plan = Plan(FOLDER / "data.py", "k:1", "t", 1, 1, schema=(1, SCHEMA))
+    sent = Sent("t", 1, last=0)
+    data.close(None, plan, sent)
+    assert sent.closing == 0 and sent.failures[0].startswith("closing: ")
+
+
 def test_what_closes_the_last_window_counts_in_none(pipeline):
     assert pipeline.closing()["status"] == "closing"
     assert not pipeline.counts(pipeline.closing())

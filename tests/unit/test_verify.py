@@ -286,6 +286,17 @@ def test_all_engines_of_the_inventory_are_compared(cluster):
     assert [(engine.name, dict(engine.counts)) for engine in report.engines] == [("flink", {EQUAL: 1}), ("ksqldb", {EQUAL: 1})]
 
 
+def test_an_engine_that_the_pipeline_has_nothing_for_is_left_out(cluster, tmp_path):
+    folder = tmp_path / "transactions"
+    folder.mkdir()
+    (folder / "data.py").write_text((PIPELINE / "data.py").read_text())
+    (folder / "pipeline.yml").write_text("topics: [{name: transactions_aggregate_flink}]\n")
+    assert [engine.name for engine in verify.verify(cluster, folder).engines] == ["flink"]
+    (folder / "pipeline.yml").write_text("topics: [{name: transactions}]\n")
+    with pytest.raises(InputError, match="no engine that computes windows of transactions"):
+        verify.verify(cluster, folder)
+
+
 def test_the_far_future_and_what_is_malformed_do_not_count_and_make_nothing_late(cluster):
     first = cluster.topics["transactions"]
     cluster.topics["transactions"] = []

@@ -21,7 +21,7 @@ from venice.cli._options import cluster_option, json_option
 def command(cluster, pipeline: str, count: int, processes: int, rate: float | None, kind: str, as_json: bool) -> None:
     """Send N records that the pipeline's data.py makes, from parallel processes, and say exactly what was acknowledged.
 
-    Event times are the clock's, up to half a second out of order. Beyond the N, five seconds after the last event each
+    Event times are the clock's, up to half a second out of order. Beyond the N, a window and two seconds after the last event each
     partition gets one record that counts in no window and closes the last one. JSON goes to a topic of its own, TOPIC_json.
     Exit code 0 only when every record was acknowledged by all in-sync replicas.
     """
@@ -42,7 +42,7 @@ def command(cluster, pipeline: str, count: int, processes: int, rate: float | No
         rows = sent.to_dict()["sent"]
         table = grid(*sent.counted, "records", "sum", right=("records", "sum"))
         for row in rows:
-            table.add_row(*row["of"].values(), str(row["records"]), f"{row['sum']:,.2f}")
+            table.add_row(*map(str, row["of"].values()), str(row["records"]), f"{row['sum']:,.2f}")
         out = console()
         out.print(table)
         out.print(f"\n{data.summary(sent)}", soft_wrap=True)
