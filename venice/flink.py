@@ -19,11 +19,10 @@ _POLL_SECONDS = 0.1
 
 @dataclass
 class Result:
-    """What a statement gave: column names and types, rows as JSON values; `job_id` when it left a job running."""
+    """What a statement gave: column names and types, rows as JSON values."""
 
     columns: list[tuple[str, str]] = field(default_factory=list)
     rows: list[list[Any]] = field(default_factory=list)
-    job_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,10 @@ class Job:
 class _Service:
     """One address and what messages call it."""
 
-    def __init__(self, url: str, label: str, timeout: float):
+    def __init__(self, url: str, label: str):
         self.url = url
         self.label = label
-        self._http = httpx.Client(timeout=timeout, trust_env=False)
+        self._http = httpx.Client(timeout=TIMEOUT, trust_env=False)
 
     def ask(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> Any:
         """The answer's JSON. VeniceError with the service's own words, UnreachableError when nobody answers."""
@@ -59,9 +58,9 @@ class _Service:
         return answer.json() if answer.content else None
 
 
-def _service(cluster: Any, port: str, timeout: float) -> _Service:
+def _service(cluster: Any, port: str) -> _Service:
     address, label = next(iter(cluster.required("flink", port).items()))
-    return _Service(f"http://{address}", label, timeout)
+    return _Service(f"http://{address}", label)
 
 
 class Gateway:
@@ -71,9 +70,9 @@ class Gateway:
         self._service = service
 
     @classmethod
-    def of(cls, cluster: Any, timeout: float = TIMEOUT) -> "Gateway":
+    def of(cls, cluster: Any) -> "Gateway":
         """The cluster's gateway. InputError when the inventory runs no Flink."""
-        return cls(_service(cluster, "gateway", timeout))
+        return cls(_service(cluster, "gateway"))
 
     @contextmanager
     def session(self, properties: Mapping[str, str] | None = None) -> Iterator["Session"]:
@@ -123,7 +122,6 @@ class Session:
             found = answer.get("results") or {}
             result.columns = [(c["name"], c["logicalType"]["type"]) for c in found.get("columns", [])] or result.columns
             result.rows += [row["fields"] for row in found.get("data", []) if row.get("kind", "INSERT") in ("INSERT", "UPDATE_AFTER")]
-            result.job_id = answer.get("jobID") or result.job_id
             page = answer.get("nextResultUri") if answer["resultType"] != "EOS" else None
             if answer["resultType"] == "NOT_READY":
                 self._in_time(deadline, path, seconds)
@@ -137,9 +135,9 @@ class Jobs:
         self._service = service
 
     @classmethod
-    def of(cls, cluster: Any, timeout: float = TIMEOUT) -> "Jobs":
+    def of(cls, cluster: Any) -> "Jobs":
         """The cluster's jobs. InputError when the inventory runs no Flink."""
-        return cls(_service(cluster, "jobs", timeout))
+        return cls(_service(cluster, "jobs"))
 
     def all(self) -> dict[str, Job]:
         """Declared jobs by name."""

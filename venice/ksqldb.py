@@ -35,6 +35,14 @@ _TOKEN = re.compile(
 )
 
 
+_SPACE = re.compile(r"('[^']*'|\"[^\"]*\"|`[^`]*`)|(?:\s|--[^\n]*|/\*.*?\*/)+", re.DOTALL)
+
+
+def bare(text: str) -> str:
+    """A statement without comments and without its layout; what is in quotes stays as it is."""
+    return _SPACE.sub(lambda m: m[1] or " ", text).strip()
+
+
 @dataclass(frozen=True)
 class Statement:
     """One statement, its `;` included; `line` is where it begins."""
@@ -56,7 +64,7 @@ class Statement:
     @property
     def is_push(self) -> bool:
         """True for a query that goes on giving rows."""
-        return self.is_query and "EMIT CHANGES" in self.words
+        return self.is_query and re.search(r"\bEMIT (CHANGES|FINAL)\b", self.words) is not None
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,6 @@ class Rows:
 
     statement: str
     columns: list[str]
-    types: list[str]
     _lines: Iterator[str] = field(repr=False, default_factory=lambda: iter(()))
 
     @property
@@ -159,11 +166,11 @@ class KsqlDb:
         self._sequence: int | None = None
 
     @classmethod
-    def of(cls, cluster: Any, timeout: float = STATEMENT_SECONDS) -> "KsqlDb":
+    def of(cls, cluster: Any) -> "KsqlDb":
         """The cluster's ksqlDB. InputError that names `venice sql` when the inventory has none."""
         require(cluster)
         names = cluster.required("ksqldb", "http")
-        return cls(list(names), timeout, names)
+        return cls(list(names), names=names)
 
     def ready(self) -> str:
         """Empty when a server takes statements; else why not."""
@@ -214,13 +221,13 @@ class KsqlDb:
         return Answer(statement, entity.get("@type", ""), message, entity, warnings)
 
     def query(self, statement: str, properties: Mapping[str, str] | None = None) -> Rows:
-        """Rows of a SELECT, as they come: for ever when it says EMIT CHANGES without LIMIT. Errors as for `execute`."""
+        """Rows of a SELECT, as they come: for ever when it says EMIT CHANGES or FINAL without LIMIT. Errors as for `execute`."""
         push = Statement(statement).is_push
         lines = self._stream(statement, dict(properties or {}), None if push else self.timeout)
         header = json.loads(next(lines, "{}"))
         if "columnNames" not in header:
             raise UnreachableError(f"ksqlDB: the answer ended before it began: {_short(statement)}", "`venice logs ksqldb` shows why")
-        return Rows(statement, header["columnNames"], header["columnTypes"], lines)
+        return Rows(statement, header["columnNames"], lines)
 
     def run(self, statements: Iterable[Statement], name: str = "") -> Iterator[Answer | Rows]:
         """Run statements one after the other; `SET` and `UNSET` hold for those after them. Stops at the first that fails.
@@ -233,7 +240,7 @@ class KsqlDb:
             if _CLIENT_ONLY.match(statement.text):
                 raise InputError(
                     f"{where} {statement.line}: {statement.text.split()[0].upper().rstrip(';')} is a command of ksqlDB's own command line",
-                    "`venice ksql` on a terminal opens it; `venice topics consume` shows a topic's records",
+                    "`venice ksql` on a terminal opens it; `venice topics show` shows a topic's records",
                 )
         properties: dict[str, str] = {}
         for statement in statements:
@@ -313,7 +320,7 @@ class KsqlDb:
                         failures.append(f"{self._name(url)}: it is starting")
                         continue
                     self._check(answer, statement)
-                yield from (line for line in answer.iter_lines() if line)
+                yield from (line for line in _lines(answer) if line)
                 return
             except httpx.HTTPError as error:
                 what = f"nothing for {self.timeout:g} s" if isinstance(error, httpx.TimeoutException) else "the connection was lost"
@@ -347,9 +354,10 @@ class KsqlDb:
 
 def property_of(statement: Statement) -> Callable[[Mapping[str, str]], dict[str, str]] | None:
     """What SET or UNSET makes of the properties that hold for the statements after it; None for other statements."""
-    if setting := _PROPERTY.fullmatch(statement.text):
+    text = bare(statement.text)
+    if setting := _PROPERTY.fullmatch(text):
         return lambda properties: {**properties, _unquote(setting[1]): _unquote(setting[2])}
-    if setting := _NO_PROPERTY.fullmatch(statement.text):
+    if setting := _NO_PROPERTY.fullmatch(text):
         return lambda properties: {key: value for key, value in properties.items() if key != _unquote(setting[1])}
     return None
 
@@ -362,6 +370,15 @@ def require(cluster: Any) -> None:
             "`venice sql` opens the SQL client of the deployed stream processor (Flink); for ksqlDB add a host to the group ksqldb "
             "and `venice deploy`",
         )
+
+
+def _lines(answer: httpx.Response) -> Iterator[str]:
+    """Not httpx's own, which end lines at characters that a value may have, too (U+2028, ...)."""
+    rest = ""
+    for text in answer.iter_text():
+        *lines, rest = (rest + text).split("\n")
+        yield from lines
+    yield rest
 
 
 def _error(answer: httpx.Response) -> dict[str, Any]:

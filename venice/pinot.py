@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -16,34 +15,25 @@ READY_SECONDS = 90.0
 _POLL_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A query's answer: `types` are Pinot's (STRING, LONG, DOUBLE, ...), `rows` lists of values in the order of `columns`."""
-
-    columns: list[str]
-    types: list[str]
-    rows: list[list[Any]]
-
-
 class Pinot:
-    """A Pinot cluster behind its controllers' and brokers' base URLs; any of them answers. Calls last `timeout` seconds at most.
+    """A Pinot cluster behind its controllers' and brokers' base URLs; any of them answers.
 
     A table is what Pinot calls a TableConfigs: `{tableName, schema, realtime}` (or `offline`), its schema of the same name.
     """
 
-    def __init__(self, controllers: list[str], brokers: list[str], timeout: float = TIMEOUT, names: Mapping[str, str] | None = None):
+    def __init__(self, controllers: list[str], brokers: list[str], names: Mapping[str, str] | None = None):
         """`names`: what messages call the service at a URL."""
         self.controllers = controllers
         self.brokers = brokers
         self._names = dict(names or {})
-        self._http = httpx.Client(timeout=timeout, trust_env=False)
+        self._http = httpx.Client(timeout=TIMEOUT, trust_env=False)
 
     @classmethod
-    def of(cls, cluster: Any, timeout: float = TIMEOUT) -> "Pinot":
+    def of(cls, cluster: Any) -> "Pinot":
         """The cluster's Pinot. InputError when the inventory has none."""
         controllers, brokers = (cluster.required("pinot", port) for port in ("controller", "broker"))
         names = {f"http://{address}": name for address, name in (controllers | brokers).items()}
-        return cls([f"http://{a}" for a in controllers], [f"http://{a}" for a in brokers], timeout, names)
+        return cls([f"http://{a}" for a in controllers], [f"http://{a}" for a in brokers], names)
 
     def _answer(self, urls: list[str], method: str, path: str, body: Any = None) -> httpx.Response:
         """The answer of the first of these that gives one."""
@@ -115,7 +105,7 @@ class Pinot:
 
     # ---- queries
 
-    def query(self, sql: str) -> Rows:
+    def query(self, sql: str) -> list[list[Any]]:
         """All rows of a query's answer. Without a LIMIT of its own Pinot gives ten. VeniceError when it fails, or is not complete."""
         answer = self._answer(self.brokers, "POST", "/query/sql", {"sql": sql})
         if answer.is_error:
@@ -123,8 +113,9 @@ class Pinot:
         found = answer.json()
         if found.get("exceptions"):
             raise VeniceError(f"Pinot: {'; '.join(_first_line(e['message']) for e in found['exceptions'])}", f"in: {sql}")
-        table = found["resultTable"]
-        return Rows(table["dataSchema"]["columnNames"], table["dataSchema"]["columnDataTypes"], table["rows"])
+        if not found.get("resultTable"):  # for a while after a table was made, or its server is away
+            raise VeniceError("Pinot: no server has answered", f"in: {sql}")
+        return found["resultTable"]["rows"]
 
 
 def _message(answer: httpx.Response) -> str:

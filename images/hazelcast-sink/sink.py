@@ -8,7 +8,7 @@ lost together or not at all, and a map is filled again from its topic's start wh
   is lost with its mark;
 - the topic is another one of the same name, or no longer has the offset at which to go on.
 
-What was decoded is stored as JSON, in the forms that `venice topics read` shows: bytes as `0x` and hexadecimal digits, decimals as
+What was decoded is stored as JSON, in the forms that `venice topics show` shows: bytes as `0x` and hexadecimal digits, decimals as
 their digits, timestamps as ISO 8601. A record that can't be decoded is logged, counted and skipped: its key stays as it was.
 
 Environment: CLUSTER, MEMBERS and BOOTSTRAP_SERVERS (host:port, comma-separated), SCHEMA_REGISTRY_URLS (comma-separated),

@@ -12,7 +12,7 @@ from tests.unit.recorded import closed_port, recording, server, statement
 from venice.cli import cli
 from venice.cluster import Instance
 from venice.errors import InputError, UnreachableError, VeniceError
-from venice.ksqldb import KsqlDb, Statement, split
+from venice.ksqldb import KsqlDb, Statement, property_of, split
 
 HERE = Path(__file__).parent
 SCHEMA = json.loads((HERE.parents[1] / "docs" / "json" / "ksql.schema.json").read_text())
@@ -52,6 +52,7 @@ def test_what_is_not_closed_is_named_with_its_line(script):
         ("-- comment\nselect * from t emit\n changes;", True, True),
         ("SELECT 'EMIT CHANGES' FROM t; ", True, False),
         ("SELECT a -- EMIT CHANGES\nFROM t;", True, False),
+        ("SELECT a FROM t WINDOW TUMBLING (SIZE 3 SECONDS) GROUP BY a EMIT FINAL;", True, True),
         ("CREATE TABLE t AS SELECT * FROM s EMIT CHANGES;", False, False),
     ],
 )
@@ -173,6 +174,20 @@ def test_pull_query():
         assert not rows.endless
     assert asked[0].path == "/query-stream"
     assert asked[0].body == {"sql": statement("070"), "properties": {}}
+
+
+def test_a_value_may_have_any_character(monkeypatch):
+    """Also those that Python takes for the end of a line, which JSON leaves as they are."""
+    answer = recording("070")
+    header, row, *_ = answer["response"]["body_lines"]
+    answer["response"]["body_lines"] = [header, json.dumps(["a\u2028b\x85c", *json.loads(row)[1:]], ensure_ascii=False)]
+    with server(answer) as (url, _):
+        assert [row[0] for row in KsqlDb([url]).query("SELECT 1;")] == ["a\u2028b\x85c"]
+
+
+@pytest.mark.parametrize("text", ["SET 'a' = 'b';", "SET 'a' = 'b' -- why\n;", "SET /* x */ 'a' = 'b';"])
+def test_a_setting_may_have_a_comment(text):
+    assert property_of(Statement(text))({"c": "d"}) == {"a": "b", "c": "d"}
 
 
 def test_push_queries_with_a_limit_and_closed_by_the_server():

@@ -70,7 +70,9 @@ def client(answers):
 
 def test_a_query_gives_rows_or_says_what_failed():
     table = {"dataSchema": {"columnNames": ["n"], "columnDataTypes": ["LONG"]}, "rows": [[3]]}
-    assert client({"POST /query/sql": (200, {"exceptions": [], "resultTable": table})}).query("q").rows == [[3]]
+    assert client({"POST /query/sql": (200, {"exceptions": [], "resultTable": table})}).query("q") == [[3]]
+    with pytest.raises(VeniceError, match="no server has answered"):
+        client({"POST /query/sql": (200, {"exceptions": []})}).query("q")
     wrong = (
         "SQLParsingError:\norg.x.Y: at\n\tat a.b(C.java:1)\nCaused by: org.apache.calcite.runtime.CalciteException: Non-query expression"
     )

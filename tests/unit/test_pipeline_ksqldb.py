@@ -197,6 +197,34 @@ def test_what_was_made_after_the_client_had_given_up_is_made_anew(cluster, monke
     assert apply(cluster, file, *EMPTY, "016") == ([], [STREAM])
 
 
+def test_what_was_done_is_remembered_though_the_brokers_go_away_then(cluster, monkeypatch):
+    """The record is in the same Kafka: what can't be kept any more was kept before."""
+    file = script(f"{STREAM}\n{TABLE}")
+    keep = applied.keep
+    with monkeypatch.context() as patched, pytest.raises(UnreachableError, match="ksqlDB: no answer"):
+        no_answer_to(patched, TABLE)
+        # after the stream, and what is about to be done
+        kept = iter([keep, keep])
+
+        def gone(*_):
+            raise UnreachableError("Kafka: no broker")
+
+        patched.setattr(applied, "keep", lambda *arguments: next(kept, gone)(*arguments))
+        apply(cluster, file, *EMPTY, "016")
+    assert [(d["kind"], d["name"], bool(d["sha256"])) for d in remembered(cluster)["statements"]] == [
+        ("stream", "TRANSACTIONS", True),
+        ("table", "TRANSACTIONS_AGG", False),
+    ]
+
+
+def test_what_if_not_exists_had_left_to_somebody_is_made_when_it_is_gone(cluster):
+    file = script(f"{statement('017')}\n{TABLE}")
+    only_stream = ("005", "030", "011", "012")
+    apply(cluster, file, *only_stream, "017", "020")
+    assert ENGINE.made(cluster, "p", "sql/a.sql") == ["table TRANSACTIONS_AGG"]
+    assert apply(cluster, file, *EMPTY, "016", "020")[1] == [statement("017"), TABLE]
+
+
 def test_what_was_there_before_a_statement_without_an_answer_is_not_ours(cluster, monkeypatch):
     no_answer_to(monkeypatch, STREAM)
     with pytest.raises(UnreachableError):

@@ -18,7 +18,8 @@ def command(cluster, scripts: tuple[str, ...], file: IO[str] | None, as_json: bo
     """Open ksqlDB's own command line in its container; or run statements there, one after the other.
 
     Without -e and -f, and with an input that is no terminal, that input is run. Statements go to the server's REST interface,
-    and the first that fails ends the run with exit code 1. A query with EMIT CHANGES and no LIMIT runs until Ctrl-C.
+    and the first that fails ends the run with exit code 1. A query with EMIT CHANGES or EMIT FINAL and no LIMIT runs until
+    Ctrl-C.
     """
     from venice import ksqldb, terminal
     from venice.errors import InputError

@@ -10,10 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from venice.errors import InputError, UnreachableError, VeniceError
+from venice.ksqldb import bare
 from venice.pipeline import applied
 from venice.specs import Difference, TopicSpec
 
@@ -27,7 +29,6 @@ _ASK_SECONDS = 15.0
 _READY_SECONDS = 120.0
 _NAME = r'(`(?:[^`]|``)+`|"(?:[^"]|"")+"|\w+)'
 _CREATE = re.compile(rf"CREATE\s+(OR\s+REPLACE\s+)?(?:SOURCE\s+)?(STREAM|TABLE)\s+(?:IF\s+NOT\s+EXISTS\s+)?{_NAME}", re.IGNORECASE)
-_SPACE = re.compile(r"('[^']*'|\"[^\"]*\"|`[^`]*`)|(?:\s|--[^\n]*|/\*.*?\*/)+", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,10 @@ class OnKsqlDb:
         course = _course(before, wanted, there)
         remarks = []
         done = list(before.statements)
-        complete = False
+
+        def remember(sha256: str = "") -> None:
+            _remember(cluster, file.pipeline, file.name, Remembered(sha256, tuple(done)))
+
         try:
             while len(done) > len(course):
                 remarks += drop(server, done[-1], there)
@@ -101,19 +105,28 @@ class OnKsqlDb:
             for n, (statement, properties) in enumerate(wanted):
                 if n < len(course) and course[n] == "keep":
                     continue
+                earlier = done[n : n + 1]
+                if (maybe := creates(statement.text))[0] and maybe not in there:
+                    # before it is sent: whatever dies then, the next apply finds there what nobody else had made, and makes it anew
+                    done[n : n + 1] = [Done("", *maybe)]
+                    remember()
                 try:
                     made, said = _run(server, file, statement, properties)
-                except (UnreachableError, KeyboardInterrupt):
-                    # it may still be done: then the next apply finds there what nobody else had made, and makes it anew
-                    if (maybe := creates(statement.text))[0] and maybe not in there:
-                        done[n : n + 1] = [Done("", *maybe)]
+                except UnreachableError as error:
+                    if not maybe[0]:
+                        error.remedy += "; `venice ksql -e 'SHOW QUERIES;'` tells whether it was: applied again, it would run twice"
+                    raise
+                except VeniceError:
+                    done[n : n + 1] = earlier  # refused: nothing was made
                     raise
                 done[n : n + 1] = [made]
                 remarks += said
-            complete = True
-        finally:
-            # also when a statement failed: what was made until then is there
-            _remember(cluster, file.pipeline, file.name, Remembered(file.sha256 if complete else "", tuple(done)))
+        except BaseException:
+            # what was made until then is there; where it can't be kept now, it was before this statement
+            with suppress(VeniceError):
+                remember()
+            raise
+        remember(file.sha256)
         return remarks
 
     def made(self, cluster: Any, pipeline: str, name: str) -> Sequence[str]:
@@ -175,21 +188,16 @@ def _run(server: "KsqlDb", file: "Statements", statement: Any, properties: Mappi
 
 def creates(text: str) -> tuple[str, str]:
     """Kind and name of what a CREATE statement makes, as ksqlDB calls it; empty for other statements."""
-    match = _CREATE.match(_bare(text))
+    match = _CREATE.match(bare(text))
     if not match:
         return "", ""
     kind, name = match[2].lower(), match[3]
     return (kind, name[1:-1].replace(name[0] * 2, name[0])) if name[0] in '`"' else (kind, name.upper())
 
 
-def _bare(text: str) -> str:
-    """A statement without comments and without its layout; what is in quotes stays as it is."""
-    return _SPACE.sub(lambda m: m[1] or " ", text).strip()
-
-
 def digest(text: str, properties: Mapping[str, str]) -> str:
     """What tells a statement, and the properties that held for it, from another; comments and the layout don't matter."""
-    return hashlib.sha256(json.dumps([_bare(text), sorted(properties.items())]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([bare(text), sorted(properties.items())]).encode()).hexdigest()
 
 
 def _statements(file: "Statements") -> list[tuple[Any, dict[str, str]]]:
@@ -212,12 +220,14 @@ def _course(before: Remembered, wanted: Sequence[tuple[Any, dict[str, str]]], th
     """For the statements at the beginning, `keep` or `replace` (in its place); from where it ends on, drop and run again."""
     course = []
     for done, (statement, properties) in zip(before.statements, wanted, strict=False):
-        match = _CREATE.match(_bare(statement.text))
+        match = _CREATE.match(bare(statement.text))
         if done.kind and not _alive(done, there):
             break
+        if (made := creates(statement.text))[0] and made not in there:
+            break  # somebody else's, that IF NOT EXISTS had left as it was
         if done.sha256 == digest(statement.text, properties):
             course.append("keep")
-        elif match and match[1] and creates(statement.text) == (done.kind, done.name):
+        elif match and match[1] and made == (done.kind, done.name):
             course.append("replace")
         else:
             break

@@ -127,7 +127,7 @@ def results(cluster: Cluster) -> list[tuple[int, dict]]:
 def rows(cluster: Cluster) -> int | None:
     """How many rows the table has; None while Pinot can't say."""
     try:
-        return Pinot.of(cluster).query(f"SELECT count(*) FROM {TABLE}").rows[0][0]  # noqa: S608
+        return Pinot.of(cluster).query(f"SELECT count(*) FROM {TABLE}")[0][0]  # noqa: S608
     except VeniceError:
         return None
 
