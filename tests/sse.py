@@ -31,7 +31,7 @@ class Reader:
         deadline = time.monotonic() + seconds
         headers = {"Last-Event-ID": self.last_id} if self.last_id else {}
         try:
-            with httpx.stream("GET", self.url, headers=headers, timeout=httpx.Timeout(10, read=15), trust_env=False) as answer:
+            with httpx.stream("GET", self.url, headers=headers, timeout=seconds, trust_env=False) as answer:
                 assert answer.status_code == 200, answer.read()
                 for event in self._parse(answer.iter_lines()):
                     if event:

@@ -459,6 +459,7 @@ class Sink:
         from confluent_kafka import KafkaError, KafkaException
 
         changes: dict[str, dict[str, str | None]] = {}
+        skipped: list[tuple[Feed, str]] = []
         for message in messages:
             feed, error = self.feeds.get(message.topic()), message.error()
             if error is not None:
@@ -479,14 +480,16 @@ class Sink:
                 key = self.decoder.key(message.key())
                 batch[key] = None if message.value() is None else self.decoder.value(message.value())
             except BadRecordError as error:
-                feed.skipped += 1
-                log(f"skipped {feed.topic}-{message.partition()} offset {message.offset()}: {str(error)[:200]}")
+                skipped.append((feed, f"{feed.topic}-{message.partition()} offset {message.offset()}: {str(error)[:200]}"))
             feed.offsets[message.partition()] = message.offset() + 1
         for topic, batch in changes.items():
             feed = self.feeds[topic]
             store.write(feed, batch)
             removed = sum(text is None for text in batch.values())
             feed.written, feed.removed = feed.written + len(batch) - removed, feed.removed + removed
+        for feed, what in skipped:  # only now: a batch that can't be written is read again
+            feed.skipped += 1
+            log(f"skipped {what}")
 
 
 def connected(cluster: str, members: list[str]) -> Store:

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -303,6 +304,37 @@ def test_an_emptied_redis_is_filled_again(site):
     reader.read(lambda events: len(events) >= sum(map(len, before[1].values())))
     assert len(reader.places) == len(set(reader.places)) == sum(map(len, before[1].values()))
     assert {e.name for e in reader.events} == {"message"}
+
+
+def test_who_comes_while_redis_is_filled_again_misses_nothing(site, kafka):
+    """Though somebody else had the topic's reader further on already."""
+    wait_until(lambda: site.health().get("healthy"), "all is well")
+    partition, offsets = max(site.stored("words", 3).items(), key=lambda item: len(item[1]))
+    early, late = site.reader("words"), site.reader("words", "")
+
+    def ended(events):
+        return any(event.data.get("key") == "the end" for event in events)
+
+    site.sink.pause()
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            following = [pool.submit(early.read, ended)]
+            wait_until(lambda: len(early.events) >= len(offsets), "the topic's reader is at its end")
+            site.ask("HSET", "offsets:words", partition, -1)
+            site.ask("DEL", f"stream:words:{partition}")
+            following.append(pool.submit(late.read, ended))
+            wait_until(lambda: late.last_id, "it has come")
+            site.sink.unpause()
+            wait_until(lambda: site.stored("words", 3)[partition] == offsets, "all is there again")
+            kafka.send("words", [("the end", "1")], partition)
+            for each in following:
+                each.result()
+    finally:
+        site.sink.reload()
+        if site.sink.status == "paused":
+            site.sink.unpause()
+    assert {e.name for e in early.events + late.events} == {"message"}
+    assert [offset for p, offset in late.places if p == partition][: len(offsets)] == offsets
 
 
 def test_what_was_trimmed_is_reported(site, kafka):

@@ -415,6 +415,25 @@ def test_another_writer_is_noticed_before_its_offsets_are_overwritten(sink, memo
     assert memory.maps["venice.offsets"]["buses"] == other
 
 
+def test_what_is_skipped_in_a_batch_that_is_read_again_is_counted_once(sink, memory, follow, capsys):
+    made = follow([(b"a", b"1")])
+    [feed] = made.feeds.values()
+    put = memory.get_map("buses").put_all
+
+    def refuse(_):
+        raise HazelcastError("away")
+
+    batch = [message(1, b"b", b"\xff"), message(2, b"c", b"2")]
+    memory.get_map("buses").put_all = refuse
+    with pytest.raises(HazelcastError):
+        made.handle(sink.Store(memory), batch)
+    assert (feed.skipped, capsys.readouterr().out.count("skipped")) == (0, 0)
+    memory.get_map("buses").put_all = put
+    feed.offsets = {0: 1}
+    made.handle(sink.Store(memory), batch)
+    assert (feed.skipped, capsys.readouterr().out.count("skipped")) == (1, 1)
+
+
 def test_an_offset_that_is_gone_fills_the_map_again(sink, memory, follow):
     made = follow([(b"a", b"1")])
     gone = message(0, None, None, error=SimpleNamespace(code=lambda: KafkaError._AUTO_OFFSET_RESET))

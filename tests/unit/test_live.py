@@ -171,6 +171,28 @@ def test_a_schema_is_unknown_only_when_no_registry_has_it(urls):
         Registry([urls[0], "http://127.0.0.1:1"]).schema(1)  # the one that is away may have it
 
 
+def test_a_registry_that_takes_its_time_to_be_away_is_not_waited_for_again_and_again(monkeypatch):
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("venice_live.decode.time", clock)
+    asked = []
+
+    def silent(url, timeout):
+        asked.append(url)
+        clock.now += timeout
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("urllib.request.urlopen", silent)
+    registry = Registry(["http://a"])
+    for _ in range(3):
+        with pytest.raises(AwayError, match="http://a: timed out"):
+            registry.schema(1)
+    assert len(asked) == 1
+    clock.now += 4 * (clock.now - 100)
+    with pytest.raises(AwayError):
+        registry.schema(1)
+    assert len(asked) == 2
+
+
 def test_what_json_has_no_form_for_is_text_as_everywhere_in_venice():
     from venice.formats import plain as elsewhere
 

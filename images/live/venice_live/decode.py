@@ -8,6 +8,7 @@ import datetime
 import io
 import json
 import math
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -36,6 +37,8 @@ class Registry:
 
     def __init__(self, urls: list[str]):
         self.urls = urls
+        self.why = ""
+        self.not_before = 0.0
 
     def schema(self, number: int) -> dict:
         """`{schema, schemaType, references}` of an id. UndecodableError when no registry has it, AwayError when none answers."""
@@ -46,6 +49,9 @@ class Registry:
         return self._get(f"/subjects/{urllib.parse.quote(subject, safe='')}/versions/{version}")
 
     def _get(self, path: str) -> dict:
+        begun = time.monotonic()
+        if begun < self.not_before:
+            raise AwayError(self.why)
         lacking, failures = 0, []
         for url in self.urls:
             try:
@@ -60,7 +66,10 @@ class Registry:
             raise UndecodableError("the record has a registry's frame, and there is no registry")
         if lacking == len(self.urls):
             raise UndecodableError(f"the registry has no {path.strip('/')}")
-        raise AwayError("; ".join(failures))
+        # who waits for its answer can do nothing else meanwhile: not more than a fifth of the time
+        now = time.monotonic()
+        self.not_before, self.why = now + 4 * (now - begun), "; ".join(failures)
+        raise AwayError(self.why)
 
 
 class Decoder:

@@ -115,9 +115,11 @@ class Feed:
         if not topic_id:  # not begun yet, or Redis was emptied: the sink fills it again
             await asyncio.sleep(BLOCK_SECONDS / 2)
             return
-        if topic_id != self.topic_id:
-            # at first: what comes from now on. Later: the topic was made anew, and all of it is new
-            self.positions = dict.fromkeys(offsets(meta), -1) if self.topic_id else offsets(meta)
+        there = offsets(meta)
+        back = any(there.get(partition, -1) < position for partition, position in self.positions.items())
+        if topic_id != self.topic_id or back:
+            # at first, and when Redis is filled again: what comes from now on. When the topic was made anew, all of it is new
+            self.positions = dict.fromkeys(there, -1) if self.topic_id not in ("", topic_id) else there
             self.topic_id = topic_id
             self.ring.clear()
             self.size = 0
@@ -130,7 +132,7 @@ class Feed:
             self.pace.seen(entries)
             for new in entries:
                 self.add(new)
-        for partition in offsets(meta):
+        for partition in there:
             self.positions.setdefault(partition, -1)
         if found:
             self.notify()

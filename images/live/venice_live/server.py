@@ -93,6 +93,8 @@ class Server:
         )
         self.client = redis.asyncio.Redis(connection_pool=pool)
         self.feeds = Feeds(self.client)
+        # a state is held several times over while it is made and sent; pages that all load anew at once wait for each other
+        self.one_state = asyncio.Semaphore(1)
 
     def app(self) -> Starlette:
         routes = [
@@ -141,13 +143,14 @@ class Server:
 
     async def state(self, request: Request) -> Response:
         topic = self.topic(request)
-        # both at one moment: what the cursor has seen is exactly what the state holds
-        async with self.client.pipeline(transaction=True) as both:
-            meta, state = await both.hgetall(f"offsets:{topic}").hgetall(f"live:{topic}").execute()
-        cursor = Cursor(offsets(meta), meta.get("id", ""))
-        records = ",".join(f"{json.dumps(key, ensure_ascii=False)}:{value}" for key, value in sorted(state.items()))
-        text = f'{{"topic":{json.dumps(topic)},"cursor":{json.dumps(str(cursor))},"records":{{{records}}}}}'
-        return Response(text, media_type="application/json", headers={"Cache-Control": "no-store"})
+        async with self.one_state:
+            # both at one moment: what the cursor has seen is exactly what the state holds
+            async with self.client.pipeline(transaction=True) as both:
+                meta, state = await both.hgetall(f"offsets:{topic}").hgetall(f"live:{topic}").execute()
+            cursor = Cursor(offsets(meta), meta.get("id", ""))
+            records = ",".join(f"{json.dumps(key, ensure_ascii=False)}:{value}" for key, value in sorted(state.items()))
+            text = f'{{"topic":{json.dumps(topic)},"cursor":{json.dumps(str(cursor))},"records":{{{records}}}}}'
+            return Response(text, media_type="application/json", headers={"Cache-Control": "no-store"})
 
     async def stream(self, request: Request) -> EventStream:
         topic = self.topic(request)
