@@ -150,6 +150,7 @@ class Connect:
         self.urls = list(urls)
         self._names = dict(names or {})
         self._hosts = dict(hosts or {})
+        self._timeout = timeout
         self._http = httpx.Client(timeout=self._limit(timeout), trust_env=False)
 
     @classmethod
@@ -168,7 +169,7 @@ class Connect:
 
         def ask(url: str) -> str:
             try:
-                answer = self._http.get(f"{url}/", timeout=self._limit(_CONNECT_SECONDS))
+                answer = self._http.get(f"{url}/")
             except httpx.HTTPError as error:
                 return str(error) or type(error).__name__
             return _message(answer) if answer.is_error else ""
@@ -186,10 +187,14 @@ class Connect:
         return replace(connector, tasks=tasks, host=self._hosts.get(connector.worker, ""))
 
     def _ask(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> httpx.Response:
-        """The answer of the first worker that gives one that lasts."""
+        """The answer of the first worker that gives one that lasts.
+
+        With a `timeout`, for what may take its time, it is waited for until a worker is there; else only for one that asks to wait.
+        """
         failures = []
-        deadline = time.monotonic() + (timeout or 0)
+        deadline = time.monotonic() + (timeout or self._timeout)
         while True:
+            there = bool(timeout)
             for url in self.urls:
                 try:
                     answer = self._http.request(method, url + path, json=body, **({"timeout": self._limit(timeout)} if timeout else {}))
@@ -199,7 +204,8 @@ class Connect:
                 if not _for_now(answer):
                     return answer
                 failures.append(f"{self._names.get(url, url)}: {_message(answer)}")
-            if time.monotonic() >= deadline:
+                there = True
+            if not there or time.monotonic() >= deadline:
                 raise UnreachableError(
                     f"Kafka Connect: {'; '.join(failures[-len(self.urls) :])}",
                     "`venice status` shows its workers, `venice up` starts them",
@@ -294,16 +300,23 @@ class Connect:
         One that is still failed after `seconds` has failed again: `wait_running` tells why.
         """
         self._json("POST", f"/connectors/{quote(name, safe='')}/restart?includeTasks=true", timeout=_PUT_SECONDS)
-        deadline = time.monotonic() + seconds
-        while (connector := self.status(name)) and connector.state == "FAILED" and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
+        with suppress(VeniceError):
+            self._wait(lambda: self.status(name), lambda connector: connector.state != "FAILED", "started", seconds)
 
     def _wait(self, look: Callable[[], Connector | None], ended: Callable[[Connector], bool], what: str, seconds: float) -> None:
         """Return once the connector that `look` finds is as wanted, or there is none."""
         deadline = time.monotonic() + seconds
-        while (connector := look()) and not ended(connector):
+        while True:
+            problem: VeniceError
+            try:
+                connector = look()
+                if connector is None or ended(connector):
+                    return
+                problem = VeniceError(f"connector {connector}: not {what} within {seconds:g} s", "`venice logs connect`")
+            except UnreachableError as error:  # of many questions busy workers may miss one
+                problem = error
             if time.monotonic() > deadline:
-                raise VeniceError(f"connector {connector}: not {what} within {seconds:g} s", "`venice logs connect`")
+                raise problem
             time.sleep(_POLL_SECONDS)
 
     def _seen(self, name: str) -> Iterator[Connector]:
@@ -363,8 +376,13 @@ class Connect:
         reported: set[str] = set()
         while names:
             states: dict[str, str] = {}
+            silent: UnreachableError | None = None
             for name in names:
-                connector = self.status(name)
+                try:
+                    connector = self.status(name)
+                except UnreachableError as error:  # of many questions busy workers may miss one
+                    silent, states[name] = error, error.message
+                    break
                 if connector and connector.failure:
                     raise VeniceError(
                         connector.failure,
@@ -384,7 +402,7 @@ class Connect:
                 if now - begun >= settled:
                     return
             elif now > deadline:
-                raise VeniceError(
+                raise silent or VeniceError(
                     f"not running after {seconds:g} s: {'; '.join(states.values())}",
                     "`venice logs connect` shows what the workers do",
                 )

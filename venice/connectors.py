@@ -114,7 +114,7 @@ def overview(cluster: Any) -> Overview:
 
 def details(cluster: Any, name: str) -> Details:
     """One connector. InputError when there is none of this name."""
-    connect = Connect.of(cluster, _LIMIT)
+    connect = Connect.of(cluster)
     workers = connect.workers()
     connector = known(connect, name)
     offsets = connect.offsets(name)

@@ -193,7 +193,7 @@ def _authenticate(client: paramiko.SSHClient, options: SshOptions, sock: Any) ->
         allow_agent=not options.identities_only,
         look_for_keys=not options.key_files,
         timeout=2 * CONNECT_SECONDS,
-        banner_timeout=CONNECT_SECONDS,
+        banner_timeout=2 * CONNECT_SECONDS,
         auth_timeout=2 * CONNECT_SECONDS,
         sock=sock,
     )

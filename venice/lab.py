@@ -47,7 +47,7 @@ USER = "venice"
 RELEASE = "bookworm"
 BASE = f"venice/lab-base:{RELEASE}"
 PUBLIC_BASE = ("debian", f"{RELEASE}-slim")
-BOOT_SECONDS = 60
+BOOT_SECONDS = 180  # several seconds, unless the machine is busy with much else
 STOP_SECONDS = 120  # an orderly stop waits for the stop of the containers inside
 
 
@@ -195,7 +195,7 @@ def ssh_argv(name: str) -> list[str]:
         "StrictHostKeyChecking": "yes",
         "PasswordAuthentication": "no",
         "LogLevel": "ERROR",
-        "ConnectTimeout": "5",
+        "ConnectTimeout": "15",
     }
     arguments = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     return ["ssh", *arguments, "-F", "none", f"{USER}@{address(name)}"]

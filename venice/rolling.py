@@ -77,12 +77,16 @@ def wait_may_restart(cluster: "Cluster", instance: "Instance", timeout: float) -
     kafka = Kafka.of(cluster)
     begun = time.monotonic()
     while True:
-        allowed, why = kafka.can_restart(instance.vars["node_id"])
-        if allowed:
-            return []
-        waited = time.monotonic() - begun
-        # Once the others are there, replicas catch up; a broker that stays away will not come by waiting.
-        down = _down(cluster, instance, set(kafka.brokers())) if waited > min(_COMES_BACK, timeout) else []
+        waited, down = time.monotonic() - begun, []
+        try:
+            allowed, why = kafka.can_restart(instance.vars["node_id"])
+            if allowed:
+                return []
+            # Once the others are there, replicas catch up; a broker that stays away will not come by waiting.
+            if waited > min(_COMES_BACK, timeout):
+                down = _down(cluster, instance, set(kafka.brokers()))
+        except UnreachableError as error:  # of many questions busy brokers may miss one
+            why = error.message
         if down:
             names = [f"{i.name}@{i.host}" for i in down]
             raise VeniceError(
@@ -118,19 +122,22 @@ def _wait_in_sync(cluster: "Cluster", instance: "Instance", timeout: float) -> N
     kafka, node = Kafka.of(cluster), instance.vars["node_id"]
     fewest, deadline = None, time.monotonic() + timeout
     while True:
-        lacking = [p for p in kafka.partitions() if node in p.replicas and node not in p.isr]
-        registered = node in kafka.brokers()
-        if registered and not lacking:
-            return
-        if fewest is None or len(lacking) < fewest:
-            # much data takes its time: as long as replicas catch up, it is waited for
-            fewest, deadline = len(lacking), time.monotonic() + timeout
-        if time.monotonic() > deadline:
+        try:
+            lacking = [p for p in kafka.partitions() if node in p.replicas and node not in p.isr]
+            registered = node in kafka.brokers()
+            if registered and not lacking:
+                return
             what = (
                 f"{len(lacking)} of its replicas are not in sync ({', '.join(map(str, lacking[:3]))})"
                 if registered
                 else "is not registered"
             )
+            if fewest is None or len(lacking) < fewest:
+                # much data takes its time: as long as replicas catch up, it is waited for
+                fewest, deadline = len(lacking), time.monotonic() + timeout
+        except UnreachableError as error:  # of many questions busy brokers may miss one
+            what = f"nobody says whether its replicas are in sync ({error.message})"
+        if time.monotonic() > deadline:
             raise VeniceError(
                 f"{instance.host}: {instance.container} is healthy, but {what} after {timeout:g} s",
                 f"no further broker was stopped; venice logs {instance.name}@{instance.host} shows what it does",

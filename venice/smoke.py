@@ -39,7 +39,7 @@ ACKNOWLEDGED_SECONDS = 60.0
 # a task that has just moved joins its consumer group first: after ten seconds when the one before it could not leave, and three that
 # Kafka takes
 ROW_SECONDS = 30.0
-# a broker that came back a moment ago is healthy before it has caught up
+# after a deployment: a broker that came back a moment ago is healthy before it has caught up, a busy machine answers late
 SETTLE_SECONDS = 60.0
 _CONNECT_SECONDS = 2.0
 _POLL_SECONDS = 0.1
@@ -132,7 +132,7 @@ class BrokenHopError(VeniceError):
 def run(cluster: Any, report: Callable[[Hop], None] = lambda hop: None, settle: float = 0.0) -> SmokeResult:
     """Run the smoke test; `report` is called with each hop as it ends (checks and trace interleave).
 
-    `settle`: seconds for brokers to register and replicas to catch up; 0 tells what is so now.
+    `settle`: seconds that each check may take to hold, as where brokers have still to catch up; 0 tells what is so now.
     """
     return _Smoke(cluster, report, settle).run()
 
@@ -152,9 +152,9 @@ class _Smoke:
         checks = [("from hosts", self.from_hosts), ("from here", self.from_here)]
         # an inventory may run a database alone
         if self.cluster.instances("kafka"):
-            checks = [("brokers", lambda: self.settled(self.brokers)), ("replicas", lambda: self.settled(self.replicas)), *checks]
+            checks = [("brokers", self.brokers), ("replicas", self.replicas), *checks]
         with ThreadPoolExecutor(len(checks) + 1) as pool:
-            pending = [pool.submit(self.hop, name, check) for name, check in checks]
+            pending = [pool.submit(self.hop, name, lambda check=check: self.settled(check)) for name, check in checks]
             # without a registry, Connect or PostgreSQL there is no way to follow
             traced = pool.submit(self.follow) if self.cluster.has_canary else None
             hops = [future.result() for future in pending] + (traced.result() if traced else [])
@@ -178,7 +178,7 @@ class _Smoke:
     # ---- the cluster ---------------------------------------------------------------------------------------------
 
     def settled(self, check: Callable[[], str]) -> str:
-        """A check of the brokers, asked again until it holds or `settle` seconds are over."""
+        """A check, asked again until it holds or `settle` seconds are over."""
         deadline = time.monotonic() + self.settle
         while True:
             try:
@@ -284,9 +284,9 @@ class _Smoke:
         # a daemon: when an earlier hop breaks, nobody waits for it
         threading.Thread(target=self._wait_for_row, args=(row,), daemon=True).start()
         steps = [
-            ("schema", self.schema),
+            ("schema", lambda: self.settled(self.schema)),
             ("produced", self.produced),
-            ("consumed", self.consumed),
+            ("consumed", lambda: self.settled(self.consumed)),
             ("row", lambda: self.row(row)),
         ]
         hops: list[Hop] = []
@@ -378,20 +378,24 @@ class _Smoke:
     def row(self, row: Future[list[tuple[str, ...]]]) -> str:
         """Connect wrote the row with the right values."""
         connect = Connect(self.cluster.connect_urls, timeout=_CONNECT_SECONDS)
-        deadline = time.monotonic() + ROW_SECONDS
+        begun = time.monotonic()
         while True:
             with suppress(TimeoutError):
                 rows = row.result(timeout=0.5)
                 break
+            waited = time.monotonic() - begun
             # a failed task explains the missing row long before the wait ends
-            self._connector_runs(connect)
-            if time.monotonic() > deadline:
+            silent = self._connector_runs(connect)
+            if silent and waited > self.settle:
+                raise silent
+            if waited > ROW_SECONDS + self.settle:
                 rows = []
                 break
         if not rows:
+            waited = time.monotonic() - begun
             raise self.broken(
                 VeniceError(
-                    f"no row in {TABLE} after {ROW_SECONDS:g} s, though connector {CONNECTOR} and its task run{self._group_says()}",
+                    f"no row in {TABLE} after {waited:.0f} s, though connector {CONNECTOR} and its task run{self._group_says()}",
                     f"`venice logs connect`; records it can't write go to dlq.{CONNECTOR}",
                 ),
                 "connect",
@@ -409,24 +413,26 @@ class _Smoke:
                 return f"; its consumer group is {group.state.replace('_', ' ')} ({len(group.members)} members)"
         return ""
 
-    def _connector_runs(self, connect: Connect) -> None:
+    def _connector_runs(self, connect: Connect) -> BrokenHopError | None:
+        """Raises what waiting does not mend; returns what it may: workers that do not answer, or have just started."""
         try:
             connector = connect.status(CONNECTOR)
         except UnreachableError as error:
-            raise self.broken(error, "connect") from error
+            return self.broken(error, "connect")
         if connector is None:
-            raise BrokenHopError(f"connector {CONNECTOR} does not exist", "`venice deploy` creates it")
+            return BrokenHopError(f"connector {CONNECTOR} does not exist", "`venice deploy` creates it")
         if connector.failure:
             raise BrokenHopError(connector.failure, "mend the cause, then `venice deploy` starts the connector again")
         if connector.state in ("PAUSED", "STOPPED"):
             raise BrokenHopError(f"connector {CONNECTOR} is {connector.state}", "`venice deploy` lets it run again")
+        return None
 
     def _wait_for_row(self, row: Future[list[tuple[str, ...]]]) -> None:
         try:
             instance = next(iter(self.cluster.instances("postgres")), None)
             postgres = Postgres.of(self.cluster, self.hosts[instance.host] if instance else None)
             # as long as the earlier hops may take beside its own limit
-            seconds = ROW_SECONDS + ACKNOWLEDGED_SECONDS + 2 * KAFKA_SECONDS
+            seconds = ROW_SECONDS + ACKNOWLEDGED_SECONDS + 2 * KAFKA_SECONDS + 3 * self.settle
             values = {"trace": self.trace, "seconds": seconds}
             try:
                 rows = postgres.query(_WAIT_FOR_ROW, values, timeout=seconds + 5)

@@ -101,6 +101,23 @@ def test_settled_means_that_no_look_saw_it_stopped(monkeypatch):
     assert len(asked) > 4, "what ran before the move does not count"
 
 
+def test_of_many_questions_one_may_go_unanswered(monkeypatch):
+    """Busy workers are not gone; who stays silent is named at the end."""
+    monkeypatch.setattr("venice.connect._POLL_SECONDS", 0.01)
+    answers = iter([(200, status("RUNNING")), None, (200, status("RUNNING", "RUNNING"))])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if (found := next(answers, None)) is None:
+            raise httpx.ReadTimeout("timed out")
+        return httpx.Response(found[0], json=found[1])
+
+    client = Connect(["http://w:8083"])
+    client._http = httpx.Client(transport=httpx.MockTransport(answer))
+    client.wait_running(["sink"], 5)
+    with pytest.raises(UnreachableError, match="timed out"):
+        client.wait_running(["sink"], 0.1)
+
+
 def test_no_connector_is_not_waited_for():
     client, asked = connect_answering((500, {}))
     client.wait_running([], 0, settled=60)

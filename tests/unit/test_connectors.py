@@ -164,7 +164,7 @@ def test_deleting_is_not_done_when_no_worker_can_be_asked_any_more():
         raise httpx.ConnectError("Connection refused")
 
     with pytest.raises(UnreachableError, match="Connection refused"):
-        connect(answers).delete("sink")
+        connect(answers).delete("sink", 0.1)
 
 
 @pytest.mark.parametrize("name", ["io.x.jdbc.JdbcSinkConnector", "JdbcSinkConnector", "JdbcSink"])

@@ -1,6 +1,8 @@
 """The smoke test's own logic: order, what is not reached, what a broken hop says, the form for --json."""
 
 import json
+import threading
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -112,12 +114,21 @@ def test_a_failed_task_explains_the_missing_row(test):
         test._connector_runs(connect)
 
 
-def test_connect_that_does_not_answer(test):
+def test_connect_that_does_not_answer(test, monkeypatch):
     def status(name):
         raise UnreachableError("Kafka Connect: refused")
 
+    silent = SimpleNamespace(status=status)
+    assert "Kafka Connect: refused" in test._connector_runs(silent).message
+    monkeypatch.setattr(smoke, "Connect", lambda urls, timeout: silent)
+    test.cluster.connect_urls = []
     with pytest.raises(BrokenHopError, match="Kafka Connect: refused"):
-        test._connector_runs(SimpleNamespace(status=status))
+        test.row(Future())
+    # after a deployment workers may be late
+    row, test.settle, test.record = Future(), 60, dict.fromkeys(("slot", "trace_id", "sender", "number", "sent_at"), 0)
+    threading.Timer(0.6, row.set_result, ([("another",)],)).start()
+    with pytest.raises(BrokenHopError, match="the row in venice_canary is"):
+        test.row(row)
 
 
 def test_unreachable_endpoints_are_named(test):
