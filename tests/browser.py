@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from tests.waiting import PATIENCE
 from venice.engine import ensure_tools
 
 OPTIONS = [
@@ -29,7 +30,7 @@ class Browser:
 
     def __init__(self, driver: str, session: str):
         self.base = f"{driver}/session/{session}"
-        self.client = httpx.Client(timeout=60, trust_env=False)
+        self.client = httpx.Client(timeout=PATIENCE, trust_env=False)
 
     def open(self, url: str) -> None:
         self._post("/url", {"url": url})
@@ -65,15 +66,15 @@ def chromium() -> Iterator[Browser]:
             # Chromium's sandbox refuses to work for root
             options = [*OPTIONS, f"--user-data-dir={profile}", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
             wanted = {"capabilities": {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": {"args": options}}}}
-            answer = httpx.post(f"{base}/session", json=wanted, timeout=60, trust_env=False).json()["value"]
+            answer = httpx.post(f"{base}/session", json=wanted, timeout=PATIENCE, trust_env=False).json()["value"]
             assert "sessionId" in answer, answer
             try:
                 yield Browser(base, answer["sessionId"])
             finally:
-                httpx.delete(f"{base}/session/{answer['sessionId']}", timeout=30, trust_env=False)
+                httpx.delete(f"{base}/session/{answer['sessionId']}", timeout=PATIENCE, trust_env=False)
         finally:
             driver.terminate()
-            driver.wait(20)
+            driver.wait(PATIENCE)
 
 
 def _driver() -> tuple[subprocess.Popen, str]:
@@ -88,5 +89,5 @@ def _driver() -> tuple[subprocess.Popen, str]:
             said.append(line)
             if found := re.search(r"started successfully on port (\d+)", line):
                 return driver, found[1]
-        driver.wait(20)
+        driver.wait(PATIENCE)
     raise AssertionError("chromedriver does not start:\n" + "".join(said))

@@ -18,7 +18,7 @@ TIMEOUT = 5.0
 _CONNECT_SECONDS = 1.5
 _POLL_SECONDS = 0.25
 # Connect validates a configuration before it answers (a JDBC one loads its driver), and refuses while workers rebalance
-_PUT_SECONDS = 30.0
+_PUT_SECONDS = 60.0
 # a running connector without any task for this long has lost its tasks' states, or has none to run
 _LOST_SECONDS = 10.0
 

@@ -23,7 +23,7 @@ from venice.topics import existing, owner
 # a listing answers within three seconds, whichever worker is away
 _LIMIT = 2.0
 # how long the first row of a new table may take: a worker joins a consumer group, then writes
-_ROWS_SECONDS = 25.0
+_ROWS_SECONDS = 60.0
 _POLL_SECONDS = 0.5
 # options with names of their own that no config definition lists
 _FREE = ("producer.override.", "consumer.override.", "admin.override.", "hibernate.")

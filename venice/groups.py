@@ -18,8 +18,8 @@ from venice.errors import InputError, VeniceError
 from venice.kafka import Kafka
 
 # how long members take to be gone once their connector is stopped, and its tasks to run again
-_EMPTY_SECONDS = 30.0
-_RUNNING_SECONDS = 60.0
+_EMPTY_SECONDS = 60.0
+_RUNNING_SECONDS = 120.0
 _POLL_SECONDS = 0.25
 # Connect's: a sink connector reads as the group of this and its name
 SINK_PREFIX = "connect-"

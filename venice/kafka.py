@@ -32,7 +32,7 @@ _CHANGE = {"request_timeout": _CHANGE_SECONDS, "operation_timeout": _CHANGE_SECO
 # a controller that has not caught up with the active one for this long does not count in its quorum
 _BEHIND_MS = 5000
 # how long brokers may take to hear of a topic made or deleted
-_SETTLED_SECONDS = 30.0
+_SETTLED_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 # a broker's answer about its disks: a listing goes on without one that hangs
 _DISK_SECONDS = 2.0
@@ -385,6 +385,8 @@ class Kafka:
         for topic, answer in answers:
             with self.changing(f"topic {getattr(topic, 'name', topic)}"):
                 answer.result(2 * _CHANGE_SECONDS)
+        if new:
+            self._wait_for({topic.topic for topic in new}, True)
 
 
 def _setting(entry: ConfigEntry) -> Setting:

@@ -1,16 +1,22 @@
 """What a deployment leaves on a host, seen with the host's own tools."""
 
 import json
+import time
 
 import pytest
 
 
 @pytest.fixture
 def containers(host):
-    """Venice's containers on the host, as `docker inspect` has them."""
+    """Venice's containers on the host, as `docker inspect` has them once Docker itself has looked at their health."""
     with host.sudo():
         names = host.check_output("docker ps --all --filter label=venice.cluster --format '{{.Names}}'").split()
-        return json.loads(host.check_output(f"docker inspect {' '.join(names)}"))
+        while True:
+            found = json.loads(host.check_output(f"docker inspect {' '.join(names)}"))
+            # its first look comes an interval after the start; one that stays ill is unhealthy in the end
+            if all(container["State"]["Health"]["Status"] != "starting" for container in found):
+                return found
+            time.sleep(1)
 
 
 def test_every_container_is_healthy_unprivileged_and_bounded(containers):

@@ -178,11 +178,8 @@ def broker(start_broker):
 # --- all images --------------------------------------------------------------------------------------------------------
 
 
-def test_a_build_with_nothing_changed_is_quick(refs):
-    started = time.monotonic()
-    built = build()
-    assert time.monotonic() - started < 2
-    assert not any(image.built for image in built)
+def test_a_build_with_nothing_changed_builds_nothing(refs):
+    assert not any(image.built for image in build())
 
 
 @pytest.mark.parametrize(
@@ -350,7 +347,7 @@ def test_a_registry_ends_when_one_of_its_processes_does(refs, start):
     container = start_registry(refs, start, "nowhere:9092")
     wait_until(container, "http-health", "http://localhost:8081/")
     ask(container, "sh", "-c", "kill $(cat /tmp/nginx.pid)")
-    container.wait(timeout=15)
+    container.wait(timeout=PATIENCE)
 
 
 # --- connect -----------------------------------------------------------------------------------------------------------
@@ -447,7 +444,7 @@ def test_bootstrap_sql_holds_at_every_start(refs, start):
 def test_bootstrap_sql_that_fails_ends_the_start_and_does_not_show_its_passwords(refs, start):
     bootstrap = "ALTER ROLE nobody PASSWORD 'very-secret'; ALTER ROLEX x PASSWORD 'very-secret';\n"
     container = start_postgres(refs, start, bootstrap)
-    assert container.wait(timeout=60)["StatusCode"] == 1
+    assert container.wait(timeout=PATIENCE)["StatusCode"] == 1
     assert 'bootstrap.sql:1: ERROR:  role "nobody" does not exist' in log(container)
     assert "bootstrap.sql failed; not serving" in log(container)
     assert "very-secret" not in log(container)

@@ -14,7 +14,7 @@ from collections import Counter
 import fastavro
 import pytest
 
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from venice import data, paths, verify
 from venice.data import Plan
 from venice.images.build import build, client
@@ -74,7 +74,7 @@ def broker(tmp_path_factory):
             assert time.monotonic() < deadline, asked.output
             time.sleep(0.3)
         container.reload()
-        yield Kafka(f"{container.attrs['NetworkSettings']['IPAddress']}:9092", timeout=20)
+        yield Kafka(f"{container.attrs['NetworkSettings']['IPAddress']}:9092", timeout=PATIENCE)
     finally:
         container.remove(force=True, v=True)
 
@@ -167,7 +167,7 @@ def test_ctrl_c_ends_it_and_says_what_was_sent(broker, topic):
     began = threading.Event()
 
     def interrupt():
-        assert began.wait(60)
+        assert began.wait(PATIENCE)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -187,7 +187,7 @@ from venice import data
 from venice.kafka import Kafka
 if __name__ == "__main__":
     servers, topic = sys.argv[1:]
-    data.send(Kafka(servers, timeout=20), data.Plan(Path({file!r}), servers, topic, 1_000_000, 3, 200))
+    data.send(Kafka(servers, timeout=PATIENCE), data.Plan(Path({file!r}), servers, topic, 1_000_000, 3, 200))
 """
 
 

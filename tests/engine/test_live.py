@@ -22,7 +22,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from tests.browser import chromium
 from tests.engine.test_data import broker  # noqa: F401 (a fixture)
 from tests.sse import Reader
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from venice.images.build import build, client
 
 PASSWORD = "a-secret-of-this-test"
@@ -98,12 +98,12 @@ class Site:
     def get(self, path, container=None):
         """JSON of an answer; empty when nobody answers."""
         try:
-            return httpx.get(self.url(container or self.server, path), timeout=10, trust_env=False).json()
+            return httpx.get(self.url(container or self.server, path), timeout=PATIENCE, trust_env=False).json()
         except (httpx.HTTPError, ValueError, KeyError):
             return {}
 
     def health(self):
-        return self.get("/health", self.sink)
+        return {"problems": []} | self.get("/health", self.sink)
 
     def ask(self, *command):
         """What Redis answers."""
@@ -117,7 +117,7 @@ class Site:
         container.start()
 
     def state(self, topic):
-        return self.get(f"/state/{topic}").get("records")
+        return self.get(f"/state/{topic}").get("records", {})
 
     def reader(self, topic, query="?from=earliest"):
         return Reader(self.url(self.server, f"/stream/{topic}{query}"))
@@ -275,7 +275,7 @@ def test_kills_lose_and_repeat_nothing(site, kafka):
             reader.url = site.url(site.server, "/stream/words")
             reader.read(lambda events, have=have: len(events) >= have + 200)
         site.kill(container)
-    assert sent.wait(60)
+    assert sent.wait(PATIENCE)
     while len(reader.events) < first + count:
         wait_until(lambda: site.get("/health").get("healthy"), "the server answers")
         reader.url = site.url(site.server, "/stream/words")

@@ -1,6 +1,8 @@
 """Tests on lab hosts: real machines as far as software can tell, over SSH."""
 
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import docker
 import pytest
@@ -10,6 +12,7 @@ from tests.waiting import wait_until
 from venice import lab as lab_module
 from venice.cluster import Cluster
 
+COMES_BACK_SECONDS = 120
 # Whatever cluster an earlier run or another checkout left there: `venice destroy` knows only its own.
 _REMOVE = """
 if command -v docker > /dev/null; then
@@ -55,7 +58,14 @@ def deployed(lab: list[str], left: set[str]) -> Cluster:
     def containers() -> set[str]:
         return {identity for identity, _ in starts(cluster).values()}
 
-    if containers() != left or not whole():
+    def comes_back() -> bool:
+        """What the tests before have restarted, or cut off, needs no deployment."""
+        deadline = time.monotonic() + COMES_BACK_SECONDS
+        while not (found := whole()) and time.monotonic() < deadline:
+            pass  # the question takes its time
+        return found
+
+    if containers() != left or not comes_back():
         venice("deploy", "-i", "lab")
         wait_until(whole, "everything healthy")
         left.clear()
@@ -65,9 +75,16 @@ def deployed(lab: list[str], left: set[str]) -> Cluster:
 
 @pytest.fixture(scope="session")
 def spare_host(lab: list[str]) -> Iterator[str]:
-    """A fourth host for what would disturb the other three; removed after the tests."""
+    """A fourth host for what would disturb the other three, as bare as it was made; removed after the tests."""
+
+    def remove() -> None:
+        client = docker.from_env()
+        with suppress(docker.errors.NotFound):
+            client.containers.get("lab-4").remove(force=True)
+        with suppress(docker.errors.NotFound):
+            client.volumes.get("lab-4-docker").remove()
+
+    remove()  # what a run that was interrupted left
     lab_module.up(4)
     yield "lab-4"
-    client = docker.from_env()
-    client.containers.get("lab-4").remove(force=True)
-    client.volumes.get("lab-4-docker").remove()
+    remove()

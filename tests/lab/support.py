@@ -8,8 +8,10 @@ from pathlib import Path
 
 from jsonschema import Draft202012Validator
 
+from tests.waiting import PATIENCE, wait_until
 from venice import lab as machines
 from venice.cluster import Cluster
+from venice.errors import VeniceError
 from venice.hosts import DockerHost, over
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +19,7 @@ VENICE = [sys.executable, "-m", "venice"]
 HOSTS = ("lab-1", "lab-2", "lab-3")
 
 
-def venice(*arguments: str, expect: int = 0, timeout: float = 900) -> str:
+def venice(*arguments: str, expect: int = 0, timeout: float = 2 * PATIENCE) -> str:
     """Runs the command line from the checkout; returns all it printed."""
     done = subprocess.run([*VENICE, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
     output = done.stdout + done.stderr
@@ -26,21 +28,34 @@ def venice(*arguments: str, expect: int = 0, timeout: float = 900) -> str:
     return output
 
 
+def on(host: str, argv: list[str]) -> subprocess.CompletedProcess[str]:
+    """A command on a lab host; again while SSH itself fails (exit code 255): a machine with much to do takes connections late."""
+    return wait_until(lambda: (done := machines.run(host, argv)).returncode != 255 and done, f"{host} takes a connection")
+
+
 def status(inventory: str | Path = "lab") -> dict:
     """`venice status --json`, whatever its exit code."""
     command = [*VENICE, "status", "-i", str(inventory), "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     return json.loads(done.stdout)
 
 
+def answered(inventory: str | Path = "lab") -> dict:
+    """The status once everybody has answered: it gives nobody much time, and a service with much to do may miss a question."""
+    return wait_until(lambda: not ((found := status(inventory))["problems"] or found["unreachable"]) and found, "all answer")
+
+
 def whole() -> bool:
-    """Every container healthy, every broker in sync with all it holds, every connector running."""
+    """Every container healthy, every broker in sync with all it holds, every connector running, the shipped ones among them."""
     found = status()
     return (
-        all(c["health"] == "healthy" for c in found["containers"])
+        not found["problems"]
+        and not found["unreachable"]
+        and all(c["health"] == "healthy" for c in found["containers"])
         and len(found["brokers"]) == 3
         and all(b["registered"] and b["in_sync"] == b["replicas"] for b in found["brokers"])
         and all(c["running"] for c in found["connectors"])
+        and {c["name"] for c in found["connectors"]} >= {"bus_locations_latest", "bus_locations_history", "venice_canary"}
     )
 
 
@@ -61,7 +76,11 @@ def starts(cluster: Cluster, hosts: dict | None = None) -> dict[tuple[str, str],
         found = host.docker.containers.list(all=True, filters={"label": "venice.cluster"})
         return {c.name: (c.id, c.attrs["State"]["StartedAt"]) for c in found}
 
-    answers = over((hosts or cluster.hosts).values(), look)
+    def ask() -> dict:
+        found = over((hosts or cluster.hosts).values(), look)
+        return {} if any(isinstance(answer, VeniceError) for answer in found.values()) else found
+
+    answers = wait_until(ask, "all hosts answer")
     return {(host, name): seen for host, containers in answers.items() for name, seen in containers.items()}
 
 
@@ -69,14 +88,14 @@ def sql(cluster: Cluster, query: str) -> str:
     """The first value that PostgreSQL answers, asked in its container as its own superuser."""
     [postgres] = cluster.instances("postgres")
     argv = ["sudo", "docker", "exec", "-i", postgres.container, "psql", "-At", "-d", "venice", "-c", query]
-    done = machines.run(postgres.host, argv)
+    done = on(postgres.host, argv)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def kill(host: str, container: str) -> None:
     """`kill -9` of a container's first process, as when the machine runs out of memory."""
-    done = machines.run(host, ["sudo", "sh", "-c", f"kill -9 $(docker inspect --format '{{{{.State.Pid}}}}' {container})"])
+    done = on(host, ["sudo", "sh", "-c", f"kill -9 $(docker inspect --format '{{{{.State.Pid}}}}' {container})"])
     assert done.returncode == 0, done.stderr
 
 

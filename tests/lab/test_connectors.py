@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
-from tests.lab.support import ROOT, from_json, sql, venice, whole
-from tests.waiting import wait_until
-from venice import lab as machines
+from tests.lab.support import ROOT, from_json, on, sql, venice, whole
+from tests.waiting import PATIENCE, wait_until
+from venice import groups
 from venice.cluster import Cluster
 from venice.connect import Connect
 from venice.kafka import Kafka, TopicSpec
@@ -68,9 +68,10 @@ class Readings:
         found = [name for name in names if name.startswith(("conntest", "dlq.conntest"))]
         if found:
             self.kafka.delete(found)
-        groups = [g.group_id for g in self.kafka.admin.list_consumer_groups().result().valid if g.group_id.startswith("connect-conntest")]
-        for answer in self.kafka.admin.delete_consumer_groups(groups).values() if groups else ():
-            answer.result()
+        for name in [g.group_id for g in self.kafka.admin.list_consumer_groups().result().valid]:
+            if name.startswith("connect-conntest"):
+                wait_until(lambda name=name: groups.listing(self.kafka, {}, name)[0].state in ("empty", "dead"), f"{name} has no members")
+                groups.delete(self.kafka, name)
         registry = Registry.of(self.cluster)
         for subject in registry.subjects():
             if subject.startswith("conntest"):
@@ -91,7 +92,7 @@ def readings(deployed: Cluster) -> Iterator[Readings]:
 
 
 def connectors(*arguments: str, expect: int = 0) -> str:
-    return venice("connectors", "-i", "lab", *arguments, expect=expect, timeout=120)
+    return venice("connectors", "-i", "lab", *arguments, expect=expect, timeout=PATIENCE)
 
 
 def listed(name: str) -> dict:
@@ -130,7 +131,8 @@ def test_upsert_follows_the_topic(readings, latest):
 def test_insert_keeps_every_record(readings, every):
     readings.send(("i", 1.0), ("i", 2.0))
     wait_until(lambda: "i=1 i=2" in readings.table(every), "every reading")
-    assert re.search(rf"conntest_all +sink +RUNNING +1/1 +lab-[23] +{TOPIC}", connectors())
+    shown = rf"conntest_all +sink +RUNNING +1/1 +lab-[23] +{TOPIC}"
+    wait_until(lambda: re.search(shown, connectors()), "it is listed as running")
 
 
 def test_the_records_own_key_and_what_deleting_leaves(readings):
@@ -156,8 +158,12 @@ def test_the_records_own_key_and_what_deleting_leaves(readings):
 
 
 def test_show_and_plugins(latest):
-    found = from_json(connectors("show", "conntest_latest", "--json"), "connectors-show")
-    assert found["running"]
+
+    def running() -> dict | None:
+        found = from_json(connectors("show", "conntest_latest", "--json"), "connectors-show")
+        return found if found["running"] else None
+
+    found = wait_until(running, "it runs")
     assert {task["host"] for task in found["tasks"]} <= {"lab-2", "lab-3"}
     assert found["config"]["connection.password"] == "${file:/etc/kafka/secrets.properties:postgres_password}"
     [jdbc] = [p for p in from_json(connectors("plugins", "--json"), "connectors-plugins") if "Jdbc" in p["class"]]
@@ -218,9 +224,10 @@ def test_a_wrong_password_shows_the_cause(readings):
     cause = 'PSQLException: FATAL: password authentication failed for user "venice"'
     assert cause in output
     assert "venice connectors delete conntest_password" in output
-    row = wait_until(lambda: (row := listed("conntest_password"))["failures"] and row, "the task has failed")
+    row = wait_until(lambda: (row := listed("conntest_password")).get("failures") and row, "the task has failed")
     assert re.fullmatch(rf"conntest_password, task 0 on lab-[23]: {re.escape(cause)}", row["failures"][0])
-    assert cause in connectors()
+    # while it is tried again there is none for a moment
+    wait_until(lambda: cause in connectors(), "the cause is listed")
     assert json.loads(connectors("show", "conntest_password", "--json"))["config"]["connection.password"] == "********"
     connectors("delete", "conntest_password", "--yes")
 
@@ -236,14 +243,14 @@ def guided(log: Path, *steps: tuple[str, str]) -> str:
             ["-m", "venice", "connectors", "new", "-i", "lab"],
             cwd=str(ROOT),
             encoding="utf-8",
-            timeout=120,
+            timeout=PATIENCE,
             dimensions=(50, 120),
         )
         child.logfile_read = screen
         for question, answer in steps:
             child.expect_exact(question)
             child.send(answer)
-        child.expect(pexpect.EOF, timeout=90)
+        child.expect(pexpect.EOF, timeout=PATIENCE)
         child.close()
         seen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", log.read_text())
         assert child.exitstatus == 0, seen
@@ -298,7 +305,7 @@ def test_guided_with_another_plugin(readings, tmp_path):
 
 
 def docker(host: str, *arguments: str) -> None:
-    done = machines.run(host, ["sudo", "docker", *arguments])
+    done = on(host, ["sudo", "docker", *arguments])
     assert done.returncode == 0, done.stderr
 
 
@@ -311,8 +318,11 @@ def test_tasks_move_to_the_other_worker(readings, every):
         assert f"connect on {host}" in output
         assert "does not answer" in output
         assert "venice up" in output
-        found = from_json(connectors("--json"), "connectors")
-        assert {w["host"]: w["answers"] for w in found["workers"]} == {host: False, other: True}
+
+        def answers() -> dict:
+            return {w["host"]: w["answers"] for w in from_json(connectors("--json"), "connectors")["workers"]}
+
+        wait_until(lambda: answers() == {host: False, other: True}, "one answers")
 
         def moved() -> bool:
             row = listed(every)
@@ -324,20 +334,22 @@ def test_tasks_move_to_the_other_worker(readings, every):
     finally:
         docker(host, "start", "venice-connect")
         wait_until(whole, "everything healthy")
-    assert all(w["answers"] for w in json.loads(connectors("--json"))["workers"])
+    wait_until(lambda: all(w["answers"] for w in json.loads(connectors("--json"))["workers"]), "all workers answer")
 
 
 def test_a_sink_goes_on_while_the_host_that_leads_its_group_is_cut_off(deployed, readings, every):
     group = f"connect-{every}"
 
-    def leader() -> str:
-        description = readings.kafka.admin.describe_consumer_groups([group])[group].result(30)
-        return next(i.host for i in deployed.instances("kafka") if i.address == description.coordinator.host)
+    def leader() -> str | None:
+        try:
+            description = readings.kafka.admin.describe_consumer_groups([group])[group].result(30)
+        except KafkaException:  # it moves
+            return None
+        return next((i.host for i in deployed.instances("kafka") if i.address == description.coordinator.host), None)
 
-    if leader() == "lab-3":  # the table's own host
+    if wait_until(leader, "the group has a coordinator") == "lab-3":  # the table's own host
         venice("restart", "kafka@lab-3", "-i", "lab")
-    host = leader()
-    assert host != "lab-3"
+    host = wait_until(lambda: (found := leader()) != "lab-3" and found, "another host coordinates it")
     venice("lab", "cut", host)
     try:
         readings.send(("cut", 1.0))

@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import Producer
 
 from tests.lab.support import ROOT, VENICE, from_json, sql, venice
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from venice.connect import Connect
 from venice.dlq import COUNT, FROM, MARKS, ORIGIN, DeadLetters
 from venice.kafka import Kafka
@@ -191,7 +191,7 @@ def test_records_are_picked_on_a_terminal(deployed, kafka, poisoned):
     produce(kafka, b"not at all", b'{"id": "picked", "level": 1}')
     wait_until(lambda: len(letters()) == count + 2, "both are dead letters")
     command = [*VENICE, "dlq", "replay", SINK, "-i", "lab", "--set", "level=77"]
-    child = pexpect.spawn(command[0], command[1:], cwd=ROOT, encoding="utf-8", timeout=120, dimensions=(40, 160))
+    child = pexpect.spawn(command[0], command[1:], cwd=ROOT, encoding="utf-8", timeout=PATIENCE, dimensions=(40, 160))
     child.expect("Which records")
     child.expect(f"0:{count + 1} ")
     child.send("\x1b[B \r")  # the second one

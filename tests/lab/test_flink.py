@@ -10,8 +10,8 @@ import httpx
 import pexpect
 import pytest
 
-from tests.lab.support import HOSTS, ROOT, VENICE, from_json, kill, sql, status, take_away, venice
-from tests.waiting import wait_until
+from tests.lab.support import HOSTS, ROOT, VENICE, answered, from_json, kill, sql, take_away, venice
+from tests.waiting import PATIENCE, wait_until
 from venice.cluster import Cluster, Instance
 from venice.flink import Jobs
 
@@ -53,12 +53,18 @@ def instance(cluster: Cluster, kind: str) -> Instance:
 
 
 def jobmanager(cluster: Cluster, path: str) -> dict:
-    return httpx.get(f"http://{instance(cluster, 'jobmanager').endpoint('ui')}{path}", trust_env=False, timeout=120).json()
+    return httpx.get(f"http://{instance(cluster, 'jobmanager').endpoint('ui')}{path}", trust_env=False, timeout=PATIENCE).json()
 
 
 def judged() -> dict:
     """What `venice verify` says of Flink, with `exit`, its exit code."""
-    done = subprocess.run([*VENICE, "verify", "transactions", "-i", "lab", "--json"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [*VENICE, "verify", "transactions", "-i", "lab", "--json"]
+
+    def ask() -> subprocess.CompletedProcess | None:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        return done if done.returncode in (0, 1) else None
+
+    done = wait_until(ask, "brokers and registry answer")
     found = from_json(done.stdout, "verify")
     [flink] = [engine for engine in found["engines"] if engine["engine"] == "flink"]
     return flink | {"exit": done.returncode, "records": found["records"]}
@@ -74,11 +80,14 @@ def right() -> dict | None:
 def test_all_of_it_is_shown(deployed):
     wanted = {("flink-taskmanager", host) for host in HOSTS}
     wanted |= {(name, "lab-1") for name in ("flink-store", "flink-jobmanager", "flink-gateway", "flink-jobs")}
-    rows = {(c["instance"], c["host"]): c["health"] for c in status()["containers"] if c["component"] == "flink"}
-    assert rows == dict.fromkeys(wanted, "healthy")
+
+    def rows() -> dict:
+        return {(c["instance"], c["host"]): c["health"] for c in answered()["containers"] if c["component"] == "flink"}
+
+    wait_until(lambda: rows() == dict.fromkeys(wanted, "healthy"), "all are healthy")
     pages = {page["name"]: page["url"] for page in from_json(venice("open", "-i", "lab", "--json"), "open")}
-    assert "Flink" in httpx.get(pages["flink"], trust_env=False, timeout=120).text
-    assert jobmanager(deployed, "/overview")["taskmanagers"] == 3
+    assert "Flink" in httpx.get(pages["flink"], trust_env=False, timeout=PATIENCE).text
+    wait_until(lambda: jobmanager(deployed, "/overview")["taskmanagers"] == 3, "three taskmanagers")
 
 
 def test_topics_are_tables_without_being_declared(deployed):
@@ -98,7 +107,9 @@ def test_a_wrong_statement_is_named_by_its_line(deployed, tmp_path):
 
 
 def test_the_client_has_the_tables(deployed):
-    child = pexpect.spawn(VENICE[0], [*VENICE[1:], "sql", "-i", "lab"], cwd=str(ROOT), dimensions=(50, 160), encoding="utf8", timeout=120)
+    child = pexpect.spawn(
+        VENICE[0], [*VENICE[1:], "sql", "-i", "lab"], cwd=str(ROOT), dimensions=(50, 160), encoding="utf8", timeout=PATIENCE
+    )
     child.expect(PROMPT)
     child.send("SHOW TABLES;\r")
     child.expect("bus_locations")
@@ -135,7 +146,7 @@ def test_whatever_is_killed_no_window_is_missing_or_comes_twice(deployed, pipeli
         [working] = [t for t in jobmanager(deployed, "/taskmanagers")["taskmanagers"] if t["freeSlots"] < t["slotsNumber"]]
         victim = next(i for i in deployed.instances("flink") if i.vars["kind"] == kind and f"@{i.address}:" in working["path"])
     kill(victim.host, victim.container)
-    output, _ = sending.communicate(timeout=300)
+    output, _ = sending.communicate(timeout=PATIENCE)
     assert json.loads(output)["acknowledged"] == 2000
     found = wait_until(right, "every window equal")
     assert found["equal"] >= before + 6

@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import Consumer, Producer
 
 from tests.lab.support import ROOT, VENICE, from_json, sql, venice
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from venice import groups
 from venice.connect import Connect
 from venice.kafka import Kafka
@@ -122,7 +122,9 @@ def test_it_asks(kafka, group):
     put(kafka, "latest")
     assert "Nobody can answer" in venice("groups", "reset", GROUP, "-i", "lab", "--to", "earliest", expect=2)
     for answer, offset in (("n", 10), ("y", 0)):
-        asked = pexpect.spawn(VENICE[0], [*VENICE[1:], "groups", "reset", GROUP, "-i", "lab", "--to", "earliest"], cwd=ROOT, timeout=120)
+        asked = pexpect.spawn(
+            VENICE[0], [*VENICE[1:], "groups", "reset", GROUP, "-i", "lab", "--to", "earliest"], cwd=ROOT, timeout=PATIENCE
+        )
         asked.expect("10 again")
         asked.expect(f"Set these offsets of {GROUP}")
         asked.sendline(answer)

@@ -2,14 +2,13 @@
 
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import docker
 import pytest
 from click.testing import CliRunner
 
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from venice import lab, paths
 from venice.cli.lab import command
 from venice.errors import InputError
@@ -18,7 +17,7 @@ STATES = dict.fromkeys(("lab-1", "lab-2", "lab-3", "lab-4"), "running")
 
 
 def output(name: str, *argv: str) -> str:
-    done = lab.run(name, list(argv), timeout=120)
+    done = lab.run(name, list(argv), timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -43,7 +42,7 @@ def container(name: str):
 def log_in(user: str, *options: str) -> subprocess.CompletedProcess[str]:
     argv = lab.ssh_argv("lab-4")
     argv[-1] = argv[-1].replace(f"{lab.USER}@", f"{user}@")
-    return subprocess.run([argv[0], *options, *argv[1:], "true"], capture_output=True, text=True, timeout=120)
+    return subprocess.run([argv[0], *options, *argv[1:], "true"], capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_a_host_is_a_bare_debian_machine(spare_host):
@@ -84,9 +83,7 @@ def test_another_host_key_is_refused(spare_host, tmp_path):
 
 def test_up_again_touches_nothing(spare_host):
     before, known = started(), (paths.lab_dir() / "known_hosts").read_text()
-    begin = time.monotonic()
     lab.up(4)
-    assert time.monotonic() - begin < 10
     assert started() == before
     assert (paths.lab_dir() / "known_hosts").read_text() == known
 
@@ -188,7 +185,10 @@ def test_command_passes_exit_code_and_output(lab):
 def test_status_as_json(lab):
     import json
 
-    result = CliRunner().invoke(command, ["status", "--json"])
-    assert result.exit_code == 0
-    first = json.loads(result.output)[0]
-    assert first["name"] == "lab-1" and first["address"] == "192.168.61.11" and first["ssh"] is True
+    def first() -> dict:
+        result = CliRunner().invoke(command, ["status", "--json"])
+        assert result.exit_code == 0
+        return json.loads(result.output)[0]
+
+    found = wait_until(lambda: (found := first())["ssh"] and found, "its sshd answers in time")
+    assert (found["name"], found["address"], found["ssh"]) == ("lab-1", "192.168.61.11", True)

@@ -9,14 +9,13 @@ import uuid
 import pexpect
 import pytest
 
-from tests.lab.support import HOSTS, ROOT, VENICE, from_json, venice, whole
-from tests.waiting import wait_until
-from venice import lab as machines
+from tests.lab.support import HOSTS, ROOT, VENICE, from_json, on, venice, whole
+from tests.waiting import PATIENCE, wait_until
 
 PREFIX = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) (\S+@lab-\d) ")
 
 
-def logs(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess:
+def logs(*arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess:
     """`venice logs` without a terminal."""
     command = [*VENICE, "logs", "-i", "lab", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
@@ -27,7 +26,7 @@ def provoke() -> str:
     marker = f"logs_{uuid.uuid4().hex[:12]}"
     # standard input, not -c: `ps` and sudo's own log would hold the marker too
     argv = ["sudo", "docker", "exec", "-i", "venice-postgres", "sh", "-c", f"echo 'select {marker};' | psql -d venice"]
-    done = machines.run("lab-3", argv)
+    done = on("lab-3", argv)
     assert marker in done.stderr
     return marker
 
@@ -39,7 +38,7 @@ def follower():
 
     def start(*arguments: str) -> pexpect.spawn:
         argv = [*VENICE[1:], "logs", "-i", "lab", "--follow", *arguments]
-        child = pexpect.spawn(VENICE[0], argv, cwd=str(ROOT), dimensions=(24, 200), timeout=120, encoding="utf-8")
+        child = pexpect.spawn(VENICE[0], argv, cwd=str(ROOT), dimensions=(24, 200), timeout=PATIENCE, encoding="utf-8")
         started.append(child)
         return child
 
@@ -97,7 +96,7 @@ def test_grep_shows_whole_stack_traces(deployed):
     """A broker that hears nonsense on its port logs an exception with its stack."""
     before = time.time()
     talk = "import socket; s = socket.create_connection(('192.168.61.12', 9092)); s.sendall(b'GET / HTTP/1.1\\r\\n\\r\\n'); s.recv(9)"
-    subprocess.run(["python3", "-c", talk], timeout=20, check=False)
+    subprocess.run(["python3", "-c", talk], timeout=PATIENCE, check=False)
 
     def found() -> list[dict]:
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(before - 5))
@@ -122,7 +121,9 @@ def test_follow_shows_what_comes_until_ctrl_c(deployed, follower):
 
 
 def test_choice_on_a_terminal(deployed):
-    child = pexpect.spawn(VENICE[0], [*VENICE[1:], "logs", "-i", "lab", "--tail", "1"], cwd=str(ROOT), dimensions=(40, 200), timeout=120)
+    child = pexpect.spawn(
+        VENICE[0], [*VENICE[1:], "logs", "-i", "lab", "--tail", "1"], cwd=str(ROOT), dimensions=(40, 200), timeout=PATIENCE
+    )
     try:
         child.expect("producer-bus-locations@lab-1")
         child.send("\r")  # with nothing ticked: the question stays
@@ -138,7 +139,7 @@ def test_choice_on_a_terminal(deployed):
 def test_follow_goes_on_after_a_restart(deployed, follower):
     child = follower("--tail", "1", "--grep", "report to|first record", "producer")
     child.expect("producer-bus-locations@lab-1")
-    restarted = machines.run("lab-1", ["sudo", "docker", "restart", "venice-producer-bus-locations"])
+    restarted = on("lab-1", ["sudo", "docker", "restart", "venice-producer-bus-locations"])
     assert restarted.returncode == 0
     child.expect("has stopped; going on when it runs again")
     child.expect("runs again")
@@ -155,7 +156,7 @@ def test_host_that_does_not_answer_is_named_and_the_others_shown(deployed, follo
         assert done.returncode == 3
         assert "lab-1 does not answer" in done.stderr
         assert {PREFIX.match(line)[2] for line in done.stdout.splitlines()} <= {"kafka@lab-2", "kafka@lab-3"}
-        child.expect("kafka@lab-1 can't be followed: lab-1: the SSH connection was lost; trying again", timeout=40)
+        child.expect("kafka@lab-1 can't be followed: lab-1: the SSH connection was lost; trying again")
     finally:
         venice("lab", "mend", "lab-1")
     child.expect("kafka@lab-1 runs again")

@@ -11,14 +11,12 @@ import time
 from pathlib import Path
 
 import docker
-import httpx
 import pexpect
 import pytest
 
-from tests.lab.support import ROOT, VENICE, from_json, sql, starts, status, venice
-from tests.waiting import wait_until
+from tests.lab.support import ROOT, VENICE, from_json, on, sql, starts, status, venice
+from tests.waiting import PATIENCE, wait_until
 from venice import images
-from venice import lab as machines
 from venice.cluster import Cluster
 from venice.connect import Connect
 from venice.kafka import Kafka
@@ -120,7 +118,7 @@ def changes(folder: Path, *arguments: str) -> list[str]:
 
 def stdout(*arguments: str, expect: int = 0) -> str:
     """Standard output alone: the run's progress goes to the other."""
-    done = subprocess.run([*VENICE, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([*VENICE, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout
 
@@ -146,8 +144,8 @@ def health(instance: str) -> str:
     return next((c["health"] for c in status()["containers"] if c["instance"] == instance), "")
 
 
-def on(host: str, *argv: str) -> str:
-    done = machines.run(host, ["sudo", *argv])
+def as_root(host: str, *argv: str) -> str:
+    done = on(host, ["sudo", *argv])
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -190,14 +188,14 @@ def test_one_field_changes_that_connector_only(deployed, pipeline):
     assert change["differences"] == [{"field": "connection.pool.max_size", "current": "4", "desired": "3"}]
     assert changes(pipeline) == ["connector pl_test_a"]
     venice("diff", str(pipeline), "-i", "lab")
-    logs = "".join(on(w.host, "docker", "logs", "--since", since, w.container) for w in deployed.instances("connect"))
+    logs = "".join(as_root(w.host, "docker", "logs", "--since", since, w.container) for w in deployed.instances("connect"))
     assert "Creating task pl_test_a-0" in logs
     assert "Creating task pl_test_b-0" not in logs
 
 
 def test_more_partitions_are_asked_for_and_fewer_refused(deployed, pipeline):
     write(pipeline, "pipeline.yml", PIPELINE.replace("partitions: 2", "partitions: 3"))
-    asked = pexpect.spawn(VENICE[0], [*VENICE[1:], "apply", str(pipeline), "-i", "lab"], cwd=str(ROOT), timeout=120, encoding="utf-8")
+    asked = pexpect.spawn(VENICE[0], [*VENICE[1:], "apply", str(pipeline), "-i", "lab"], cwd=str(ROOT), timeout=PATIENCE, encoding="utf-8")
     asked.expect("pipeline.yml:4: topic pl_test gets 3 partitions instead of 2")
     asked.expect("Go on?")
     asked.sendline("n")
@@ -248,39 +246,42 @@ def test_failing_statements_name_their_line_and_keep_nothing(deployed, pipeline)
 
 def test_a_killed_producer_comes_back_and_waits_for_the_registry(deployed, pipeline):
     host, container = feed(deployed)
-    pid = on(host, "docker", "inspect", "-f", "{{.State.Pid}}", container).strip()
+    pid = as_root(host, "docker", "inspect", "-f", "{{.State.Pid}}", container).strip()
     registries = deployed.instances("schema_registry")
     for registry in registries:
-        on(registry.host, "docker", "pause", registry.container)
+        as_root(registry.host, "docker", "pause", registry.container)
     try:
         since = str(int(time.time()))
-        on(host, "kill", "-9", pid)
-        wait_until(lambda: "waiting for schema registry" in on(host, "docker", "logs", "--since", since, container), "it waits")
-        assert "feeding" not in on(host, "docker", "logs", "--since", since, container)
+        as_root(host, "kill", "-9", pid)
+        wait_until(lambda: "waiting for schema registry" in as_root(host, "docker", "logs", "--since", since, container), "it waits")
+        assert "feeding" not in as_root(host, "docker", "logs", "--since", since, container)
     finally:
         for registry in registries:
-            on(registry.host, "docker", "unpause", registry.container)
-    wait_until(lambda: "feeding" in on(host, "docker", "logs", "--since", since, container), "it feeds again")
+            as_root(registry.host, "docker", "unpause", registry.container)
+    wait_until(lambda: "feeding" in as_root(host, "docker", "logs", "--since", since, container), "it feeds again")
     wait_until(lambda: health("producer-pl-feed") == "healthy", "healthy again")
 
 
 def test_what_somebody_changed_is_seen_and_put_right(deployed, pipeline):
     # in the current folder's pipelines/, where a name is looked for
-    shutil.copytree(pipeline, deployed.inventory_dir / "pipelines" / NAME)
+    here = deployed.inventory_dir / "pipelines"
+    shutil.rmtree(here, ignore_errors=True)  # of a run that was ended
+    shutil.copytree(pipeline, here / NAME)
     try:
         config = Connect.of(deployed).config("pl_test_b") | {"connection.pool.max_size": "9"}
-        httpx.put(f"{deployed.connect_urls[0]}/connectors/pl_test_b/config", json=config, timeout=120).raise_for_status()
+        Connect.of(deployed).put("pl_test_b", config)
+        # each worker reads of it in its own time
+        wait_until(lambda: "connection.pool.max_size: 9 -> 4" in venice("pipelines", "-i", "lab"), "the difference is seen")
         [row] = [row for row in listed() if row["name"] == NAME]
         assert row["state"] == "differs"
         assert [(d["kind"], d["name"]) for d in row["differences"]] == [("connector", "pl_test_b")]
-        assert "connection.pool.max_size: 9 -> 4" in venice("pipelines", "-i", "lab")
         assert changes(Path(NAME)) == ["connector pl_test_b"]
         [row] = [row for row in listed() if row["name"] == NAME]
         assert row["state"] == "in step"
         assert row["applied"]["digest"] == row["digest"]
         assert "@" in row["applied"]["by"]
     finally:
-        shutil.rmtree(deployed.inventory_dir / "pipelines")
+        shutil.rmtree(here)
 
 
 def test_prune_removes_what_the_folder_no_longer_has(deployed, pipeline):
@@ -293,7 +294,7 @@ def test_prune_removes_what_the_folder_no_longer_has(deployed, pipeline):
     assert "pl_test_b" not in Connect.of(deployed).connectors()
     assert "dlq.pl_test_b" not in topics(deployed)
     assert Registry.of(deployed).latest("pl_test-value")
-    assert Connect.of(deployed).connectors()["pl_test_a"].running
+    wait_until(lambda: Connect.of(deployed).connectors()["pl_test_a"].running, "the other one runs, wherever")
 
 
 @pytest.fixture
@@ -316,7 +317,7 @@ def test_a_deployment_applies_named_pipelines_and_starts_producers_after_them(de
     output = venice("deploy", "-i", "lab", "-e", named)
     assert output.index("connector pl_test_a") < output.index("create venice-producer-pl-image")
     host, _ = feed(deployed)
-    found = json.loads(on(host, "docker", "inspect", "venice-producer-pl-image"))[0]
+    found = json.loads(as_root(host, "docker", "inspect", "venice-producer-pl-image"))[0]
     assert (found["Config"]["Cmd"], found["HostConfig"]["Memory"]) == (["sleep", "infinity"], 32 << 20)
     assert found["Config"]["Labels"]["venice.pipeline"] == NAME
     assert health("producer-pl-image") == "none"

@@ -104,7 +104,7 @@ def test_a_bad_record_stops_nothing(applied):
     assert producer.flush(120) == 0
     change(applied, "UPDATE customers SET name = 'Cyrus' WHERE name = 'Cy'")
     same(applied)
-    assert [end for _, end in kafka.offsets([("dlq.customers_copy", 0)]).values()] == [before + 1]
+    wait_until(lambda: [end for _, end in kafka.offsets([("dlq.customers_copy", 0)]).values()] == [before + 1], "it is a dead letter")
 
 
 def test_a_lost_slot_is_mended_by_reading_the_table_again(applied):

@@ -5,12 +5,12 @@ import sys
 
 import pexpect
 
-from tests.lab.support import ROOT, from_json, venice
-from venice import lab as machines
+from tests.lab.support import ROOT, from_json, on, venice
+from tests.waiting import PATIENCE
 
 
-def on_host(host: str, *argv: str) -> str:
-    done = machines.run(host, ["sudo", *argv])
+def as_root(host: str, *argv: str) -> str:
+    done = on(host, ["sudo", *argv])
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -21,14 +21,14 @@ def test_shown_files_are_those_on_the_hosts(deployed):
     compared = 0
     for file in found["files"]:
         for place in file["places"]:
-            there = on_host(place["host"], "cat", place["path"])
+            there = as_root(place["host"], "cat", place["path"])
             if file["secret"]:
                 assert there.strip() != file["content"].strip()
                 assert "********" in file["content"]
             else:
                 assert there.splitlines() == file["content"].splitlines(), place
                 compared += 1
-            assert on_host(place["host"], "stat", "-c", "0%a", place["path"]).strip() == file["mode"]
+            assert as_root(place["host"], "stat", "-c", "0%a", place["path"]).strip() == file["mode"]
     assert compared > 6
 
 
@@ -36,14 +36,14 @@ def test_endpoints_of_the_inventory_answer(deployed):
     found = from_json(venice("inventory", "show", "-i", "lab", "--json"), "inventory-show")
     for component in found["components"]:
         for instance in component["instances"]:
-            assert on_host(instance["host"], "docker", "inspect", "-f", "{{.State.Status}}", instance["container"]).strip() == "running"
+            assert as_root(instance["host"], "docker", "inspect", "-f", "{{.State.Status}}", instance["container"]).strip() == "running"
 
 
 def test_open_prints_the_address_that_answers(deployed):
     import httpx
 
     for page in from_json(venice("open", "-i", "lab", "--json"), "open"):
-        assert httpx.get(page["url"], trust_env=False, timeout=120).status_code == 200
+        assert httpx.get(page["url"], trust_env=False, timeout=PATIENCE).status_code == 200
     [one] = from_json(venice("open", "registry@lab-2", "-i", "lab", "--json"), "open")
     assert venice("open", "registry@lab-2", "--print", "-i", "lab").strip() == one["url"]
 
@@ -61,7 +61,7 @@ def test_a_component_is_added_by_picking_and_the_plan_shows_it(deployed, tmp_pat
     shutil.copytree(ROOT / "inventory" / "lab", place)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm"}
     command = f"{sys.executable} -m venice install -i lab"
-    shell = pexpect.spawn(command, cwd=tmp_path, env=environment, encoding="utf8", timeout=120, dimensions=(50, 100))
+    shell = pexpect.spawn(command, cwd=tmp_path, env=environment, encoding="utf8", timeout=PATIENCE, dimensions=(50, 100))
     shell.expect("Add what")
     shell.send("\r")  # the first: connect
     shell.expect("Which hosts are to run connect")

@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from tests.lab.support import ROOT, from_json, venice
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from venice import groups
 from venice.kafka import Kafka
 from venice.specs import TopicSpec
@@ -36,8 +36,8 @@ class Running:
 
     def read(self) -> None:
         """Wait until everything is read that the ended process has printed."""
-        self.process.wait(30)
-        self.reader.join(10)
+        self.process.wait(PATIENCE)
+        self.reader.join(PATIENCE)
 
     def stop(self) -> int:
         """Stop it as `docker stop` does: its exit code."""
@@ -101,7 +101,7 @@ def headers(message) -> dict[str, str]:
 def test_failing_records_take_their_way_and_the_others_do_not_wait(kafka, topic):
     # 0 works at once, 1 never, 2 at the second attempt, 3 is no JSON, and twenty more come behind them
     send(kafka, topic, [order(0), order(1, fails=99), order(2, fails=1), "{no order", *(order(n) for n in range(4, 24))])
-    running = Running(kafka, topic, "3,4")
+    running = Running(kafka, topic, "10,3")
     try:
         wait_until(lambda: any("attempt 3" in line for line in running.lines), f"the last attempt: {running.lines}")
         assert running.stop() == 0

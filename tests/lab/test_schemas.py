@@ -6,6 +6,7 @@ import pexpect
 import pytest
 
 from tests.lab.support import ROOT, VENICE, from_json, venice
+from tests.waiting import PATIENCE
 from venice.registry import Registry
 
 SUBJECT = "schemas_test-value"
@@ -125,7 +126,7 @@ def test_deleting_asks(registry, file):
     venice("schemas", "add", str(file), "-i", "lab")
     assert "Nobody can answer" in venice("schemas", "delete", SUBJECT, "-i", "lab", expect=2)
     for answer, left in (("n", [1]), ("y", [])):
-        asked = pexpect.spawn(VENICE[0], [*VENICE[1:], "schemas", "delete", SUBJECT, "-i", "lab"], cwd=ROOT, timeout=120)
+        asked = pexpect.spawn(VENICE[0], [*VENICE[1:], "schemas", "delete", SUBJECT, "-i", "lab"], cwd=ROOT, timeout=PATIENCE)
         asked.expect(f"Delete version 1 of {SUBJECT}")
         asked.sendline(answer)
         asked.expect(pexpect.EOF)

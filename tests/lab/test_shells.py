@@ -2,17 +2,15 @@
 
 import re
 import subprocess
-import time
 
 import pexpect
 import pytest
 
-from tests.lab.support import HOSTS, ROOT, VENICE, from_json, sql, venice
-from tests.waiting import wait_until
-from venice import lab as machines
+from tests.lab.support import HOSTS, ROOT, VENICE, from_json, on, sql, venice, whole
+from tests.waiting import PATIENCE, wait_until
 
 
-def call(*arguments: str, stdin: str | None = None, timeout: float = 60) -> subprocess.CompletedProcess:
+def call(*arguments: str, stdin: str | None = None, timeout: float = PATIENCE) -> subprocess.CompletedProcess:
     """The command line without a terminal."""
     return subprocess.run([*VENICE, *arguments], cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
 
@@ -23,7 +21,7 @@ def terminal():
     started = []
 
     def start(*arguments: str) -> pexpect.spawn:
-        child = pexpect.spawn(VENICE[0], [*VENICE[1:], *arguments], cwd=str(ROOT), dimensions=(24, 80), timeout=120, encoding="utf-8")
+        child = pexpect.spawn(VENICE[0], [*VENICE[1:], *arguments], cwd=str(ROOT), dimensions=(24, 80), timeout=PATIENCE, encoding="utf-8")
         started.append(child)
         return child
 
@@ -98,13 +96,13 @@ def test_interactive(deployed, terminal):
         return child.expect(["40 120", "24 80"]) == 0
 
     wait_until(resized, "psql knows the new size")
-    child.sendline("select pg_sleep(60);")
-    wait_until(lambda: sql(deployed, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'select pg_sleep(60)%'") == "1", "it sleeps")
+    child.sendline("select pg_sleep(6000);")
+    wait_until(lambda: sql(deployed, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'select pg_sleep(6000)%'") == "1", "it sleeps")
     child.sendcontrol("c")
     child.expect("canceling statement due to user request")
     child.expect("venice=# ")
     child.sendcontrol("p")  # the line before, at once: Docker would hold the key back
-    child.expect(r"select pg_sleep\(60\);")
+    child.expect(r"select pg_sleep\(6000\);")
     child.sendcontrol("c")
     child.sendline(r"\q")
     child.expect(pexpect.EOF)
@@ -120,7 +118,7 @@ def test_interrupted_statement_does_not_run_on(deployed):
     try:
         wait_until(lambda: sql(deployed, query) == "1", "it sleeps")
         child.send_signal(2)
-        assert child.wait(20) == 130
+        assert child.wait(PATIENCE) == 130
         wait_until(lambda: sql(deployed, query) == "0", "the statement has ended")
     finally:
         child.kill()
@@ -133,19 +131,19 @@ def test_no_password_and_no_statement_on_a_command_line(deployed):
     marker = "shells-secret-4711"
     child = subprocess.Popen([*VENICE, "psql", "-i", "lab"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        child.stdin.write(f"select '{marker}';\nselect pg_sleep(60);\n")
+        child.stdin.write(f"select '{marker}';\nselect pg_sleep(6000);\n")
         child.stdin.flush()
-        sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'select pg_sleep(60)%' AND application_name LIKE 'venice %'"
+        sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'select pg_sleep(6000)%' AND application_name LIKE 'venice %'"
         wait_until(lambda: sql(deployed, sleeping) == "1", "psql works")
         lines = subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
         for host in HOSTS:
-            lines += machines.run(host, ["sudo", "ps", "axwwe"]).stdout
+            lines += on(host, ["sudo", "ps", "axwwe"]).stdout
         assert "psql -U postgres" in lines
         assert password not in lines
         assert marker not in lines
     finally:
         child.send_signal(2)
-        child.wait(20)
+        child.wait(PATIENCE)
     done = call("psql", "-i", "lab", "-c", f"select '{marker}', pg_sleep(0)", "--", "-At")
     assert marker in done.stdout
 
@@ -196,14 +194,13 @@ def test_connection_lost_in_a_shell(deployed, terminal):
     child.expect(r"\$ ")
     venice("lab", "cut", "lab-1")
     try:
-        started = time.monotonic()
-        child.expect("lab-1: the SSH connection was lost", timeout=40)
+        child.expect("lab-1: the SSH connection was lost")
         child.expect(pexpect.EOF)
         child.close()
         assert child.exitstatus == 3
-        assert time.monotonic() - started < 40
         done = call("exec", "-i", "lab", "kafka@lab-1", "true")
         assert done.returncode == 3
         assert "lab-1" in done.stderr
     finally:
         venice("lab", "mend", "lab-1")
+        wait_until(whole, "lab-1 is back")

@@ -10,9 +10,8 @@ import pexpect
 import pytest
 from confluent_kafka import Producer
 
-from tests.lab.support import ROOT, VENICE, from_json, status, venice
-from tests.waiting import wait_until
-from venice import lab as machines
+from tests.lab.support import ROOT, VENICE, from_json, on, status, venice
+from tests.waiting import PATIENCE, wait_until
 from venice.kafka import Kafka
 from venice.messages import Codec
 from venice.registry import Registry
@@ -181,7 +180,7 @@ def test_a_registry_that_is_away_is_one_warning(records, kafka):
 
 def test_following_prints_new_records_and_ends_with_130(records, kafka):
     child = pexpect.spawn(
-        VENICE[0], [*VENICE[1:], "topics", "show", TOPIC, "-i", "lab", "--follow"], cwd=ROOT, encoding="utf-8", timeout=120
+        VENICE[0], [*VENICE[1:], "topics", "show", TOPIC, "-i", "lab", "--follow"], cwd=ROOT, encoding="utf-8", timeout=PATIENCE
     )
     key = f"followed-{uuid.uuid4()}"
 
@@ -231,7 +230,9 @@ def test_made_changed_and_deleted(deployed, kafka):
     assert "nothing to change" in venice("topics", "compact", COMPACTED, "-i", "lab")
     assert "did you mean retention.ms" in venice("topics", "config", COMPACTED, "retention.m=1", "-i", "lab", expect=2)
     assert "belongs to Kafka" in venice("topics", "delete", COMPACTED, "__consumer_offsets", "-i", "lab", "--yes", expect=2)
-    child = pexpect.spawn(VENICE[0], [*VENICE[1:], "topics", "delete", COMPACTED, "-i", "lab"], cwd=ROOT, encoding="utf-8", timeout=120)
+    child = pexpect.spawn(
+        VENICE[0], [*VENICE[1:], "topics", "delete", COMPACTED, "-i", "lab"], cwd=ROOT, encoding="utf-8", timeout=PATIENCE
+    )
     child.expect("Delete it")
     child.sendline("y")
     child.expect("deleted")
@@ -258,7 +259,7 @@ def test_nothing_is_left_out_in_80_columns(records):
 
 def test_the_listing_with_a_broker_down(records, deployed):
     """Under-replicated is shown, and what the broker has on its disk is said to be unknown."""
-    stop = machines.run("lab-2", ["sudo", "docker", "stop", "venice-kafka"])
+    stop = on("lab-2", ["sudo", "docker", "stop", "venice-kafka"])
     assert stop.returncode == 0, stop.stderr
     try:
 
@@ -274,5 +275,5 @@ def test_the_listing_with_a_broker_down(records, deployed):
         assert "broker 2 did not answer" in venice("topics", "-i", "lab")
         assert shown(TOPIC, "--key", "text")[0]["value"] == "Zürich"
     finally:
-        machines.run("lab-2", ["sudo", "docker", "start", "venice-kafka"])
+        on("lab-2", ["sudo", "docker", "start", "venice-kafka"])
         wait_until(in_sync, "the broker is back and in sync")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+from tests.waiting import PATIENCE
 from venice import paths
 from venice.cli import cli
 from venice.records import Record
@@ -49,7 +50,9 @@ COMMANDS = [
 
 
 def venice(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "venice", *arguments], capture_output=True, text=True, check=False, timeout=60, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "venice", *arguments], capture_output=True, text=True, check=False, timeout=PATIENCE, **options
+    )
 
 
 def test_help_names_every_command():

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.lab.support import from_json
+from tests.waiting import PATIENCE
 from venice import completion, config, paths, web
 from venice.cli import cli
 from venice.cluster import Cluster
@@ -184,7 +185,7 @@ def bash(place, tmp_path) -> pexpect.spawn:
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{call}" "$@"\n')
     program.chmod(0o755)
     environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "PS1": "$ ", "TERM": "dumb"}
-    shell = pexpect.spawn("bash --norc --noprofile -i", env=environment, encoding="utf8", timeout=20, dimensions=(40, 120))
+    shell = pexpect.spawn("bash --norc --noprofile -i", env=environment, encoding="utf8", timeout=PATIENCE, dimensions=(40, 120))
     shell.expect_exact("$ ")
     shell.sendline('bind "set enable-bracketed-paste off"; eval "$(venice completion bash)"; echo rea""dy')
     shell.expect_exact("ready")

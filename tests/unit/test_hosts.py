@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import paramiko
 import pytest
 
+from tests.waiting import PATIENCE
 from venice import hosts
 from venice.errors import InputError, UnreachableError, VeniceError
 from venice.hosts import DockerHost, SshOptions, over, parse_ssh_args, ssh_options
@@ -181,14 +182,17 @@ def test_a_changed_host_key_is_refused(server, home):
 
 
 def test_over_gives_each_host_its_result_or_error():
+    ended = threading.Event()
+
     def work(host):
         if host.name == "b":
             raise VeniceError("broken")
         if host.name == "c":
-            threading.Event().wait(5)
+            ended.wait(PATIENCE)
         return host.name.upper()
 
-    answers = over([Host("a"), Host("b"), Host("c")], work, timeout=0.3)
+    answers = over([Host("a"), Host("b"), Host("c")], work, timeout=2)
+    ended.set()
     assert answers["a"] == "A"
     assert answers["b"].message == "broken"
     assert isinstance(answers["c"], UnreachableError)

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 
+from tests.waiting import PATIENCE
 from venice import paths
 
 LAUNCHER = paths.resource("images") / "producer" / "bin" / "run-producer"
@@ -92,7 +93,7 @@ def test_the_program_gets_its_arguments_its_folder_and_its_exit_code(tmp_path, b
     (tmp_path / "p.py").write_text("import sys, beside\nprint(__name__, sys.argv[1:], beside.WORD)\nsys.exit(3)\n")
     environment = {"BOOTSTRAP_SERVERS": broker, "SCHEMA_REGISTRY_URL": registry.url, "PATH": "/usr/bin:/bin"}
     argv = [sys.executable, str(LAUNCHER), str(tmp_path / "p.py"), "a", "b"]
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stdout) == (3, "__main__ ['a', 'b'] beside\n"), done.stderr
 
 

@@ -16,11 +16,15 @@ import paramiko
 import pexpect
 import pytest
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 
 CLIENT = """
 import io, sys
 from types import SimpleNamespace
+
+from tests.waiting import PATIENCE
 from venice.errors import VeniceError
 from venice.hosts import DockerHost
 from venice.terminal import attach, run_interactive
@@ -132,7 +136,7 @@ def arguments(port, mode, source, *argv):
 def run(port, mode, source, *argv, stdin="", **kwargs):
     command = [sys.executable, *arguments(port, mode, source, *argv)]
     given = {"stdin": kwargs["stdin_file"]} if "stdin_file" in kwargs else {"input": stdin}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, **given)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False, **given)
 
 
 @pytest.fixture
@@ -142,7 +146,12 @@ def terminal(server):
 
     def start(*argv):
         child = pexpect.spawn(
-            sys.executable, arguments(server.port, "tty", "", *argv), cwd=str(ROOT), dimensions=(31, 101), timeout=20, encoding="utf-8"
+            sys.executable,
+            arguments(server.port, "tty", "", *argv),
+            cwd=str(ROOT),
+            dimensions=(31, 101),
+            timeout=PATIENCE,
+            encoding="utf-8",
         )
         started.append(child)
         return child
@@ -188,7 +197,7 @@ def test_a_command_that_ends_early_does_not_wait_for_input(server):
         [sys.executable, *arguments(server.port, "plain", "", "true")], cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
-        assert child.wait(20) == 0  # its input is still open
+        assert child.wait(PATIENCE) == 0  # its input is still open
     finally:
         child.kill()
 

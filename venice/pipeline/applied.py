@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 TOPIC = TopicSpec("venice.pipelines", 1, None, {"cleanup.policy": "compact", "retention.ms": "-1"})
 KINDS = ("topic", "schema", "sql", "table", "connector", "producer", "job")
-_SECONDS = 5.0
+_SECONDS = 20.0
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,22 @@ def read(kafka: "Kafka") -> dict[str, Applied]:
 
 def latest(kafka: "Kafka", topic: str) -> dict[str, bytes]:
     """The newest value of each key of a compacted topic with one partition; nothing when there is no such topic."""
-    from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+    from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
     consumer = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": "venice", "enable.auto.commit": False, "log_level": 0})
     place = TopicPartition(topic, 0, OFFSET_BEGINNING)
     found: dict[str, bytes] = {}
+    deadline = time.monotonic() + _SECONDS
     try:
-        metadata = consumer.list_topics(topic, timeout=_SECONDS).topics.get(topic)
-        if metadata is None or metadata.error or not metadata.partitions:
-            return {}
+        # a leader that is being elected has not lost what is remembered
+        while (error := consumer.list_topics(topic, timeout=_SECONDS).topics[topic].error) is not None:
+            if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return {}
+            if time.monotonic() > deadline:
+                raise UnreachableError(f"Kafka: topic {topic} can't be read: {error.str()}", "`venice status` shows the brokers")
+            time.sleep(_POLL_SECONDS)
         low, end = consumer.get_watermark_offsets(place, timeout=_SECONDS)
         consumer.assign([place])
-        deadline = time.monotonic() + _SECONDS
         at = low
         while at < end:
             message = consumer.poll(0.5)

@@ -9,7 +9,7 @@ from venice.errors import VeniceError
 from venice.hosts import DockerHost, over
 
 READY_SECONDS = 60.0
-RUNNING_SECONDS = 60.0
+RUNNING_SECONDS = 120.0
 _LOG_SECONDS = 8.0
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.lab.support import HOSTS, ROOT, venice
-from venice import lab as machines
+from tests.lab.support import HOSTS, ROOT, on, venice
 from venice.cluster import Cluster
 
 ADDED = {"zookeeper": HOSTS, "pinot": HOSTS, "spark": HOSTS, "hazelcast": HOSTS, "redis": ["lab-1"], "live": ["lab-2"]}
@@ -52,5 +51,5 @@ def cluster(inventory: Path) -> Iterator[Cluster]:
         yield found
     finally:
         for host in found.hosts:
-            done = machines.run(host, ["sudo", "sh", "-c", _REMOVE])
+            done = on(host, ["sudo", "sh", "-c", _REMOVE])
             assert done.returncode == 0, done.stderr

@@ -10,15 +10,14 @@ from pathlib import Path
 import hazelcast
 import httpx
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 from hazelcast.errors import HazelcastError
 
-from tests.lab.support import ROOT, kill, sql, venice
-from tests.waiting import wait_until
-from venice import lab as machines
+from tests.lab.support import ROOT, kill, on, sql, venice
+from tests.waiting import PATIENCE, wait_until
 from venice import paths
 from venice.cluster import Cluster
 
@@ -106,13 +105,13 @@ def records(cluster: Cluster, topic: str) -> list[tuple[str, object]]:
         {"bootstrap.servers": cluster.bootstrap_servers, "group.id": "hz-check", "isolation.level": "read_committed"}
         | {"enable.auto.commit": False, "enable.partition.eof": True}
     )
-    partitions = consumer.list_topics(topic, 10).topics[topic].partitions
+    partitions = consumer.list_topics(topic, PATIENCE).topics[topic].partitions
     consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
     found, left = [], len(partitions)
     while left:
-        message = consumer.poll(10)
-        assert message is not None
+        message = wait_until(lambda: consumer.poll(1), f"the rest of {topic}")
         if message.error():
+            assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
             left -= 1
             continue
         value = message.value()
@@ -141,13 +140,13 @@ def sink(cluster: Cluster):
 
 def said(cluster: Cluster) -> str:
     """The sink's log."""
-    done = machines.run(sink(cluster).host, ["sudo", "docker", "logs", sink(cluster).container])
+    done = on(sink(cluster).host, ["sudo", "docker", "logs", sink(cluster).container])
     return done.stdout + done.stderr
 
 
 def on_each(cluster: Cluster, *words: str) -> list[str]:
     """What a command says in each member's container."""
-    return [machines.run(i.host, ["sudo", "docker", "exec", i.container, *words]).stdout.strip() for i in members(cluster)]
+    return [on(i.host, ["sudo", "docker", "exec", i.container, *words]).stdout.strip() for i in members(cluster)]
 
 
 def all_three(cluster: Cluster) -> bool:
@@ -172,7 +171,7 @@ def test_the_map_is_what_the_topic_says(cluster, client, feed):
     assert f"skipped {TOPIC}-" in said(cluster)
 
     def shown() -> dict:
-        answer = httpx.get(f"http://{sink(cluster).endpoint('http')}/maps", trust_env=False, timeout=120)
+        answer = httpx.get(f"http://{sink(cluster).endpoint('http')}/maps", trust_env=False, timeout=PATIENCE)
         return {item["map"]: item for item in answer.json()}[TOPIC]
 
     # that it is at the end is known a moment after the last record is in the map
@@ -184,7 +183,7 @@ def test_the_example_reads_the_map(cluster, client, feed):
     environment = os.environ | {"CLUSTER": cluster.name, "MEMBERS": members(cluster)[0].endpoint("member")}
     script = ROOT / "examples" / "hazelcast_map.py"
     argv = [sys.executable, "-W", "ignore", str(script), TOPIC, "--where", "n < 5"]
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(line["key"], line["value"]["n"]) for line in found] == [(f"thing-{n}", n) for n in range(5)]
 

@@ -7,11 +7,10 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 
 from tests.browser import chromium
-from tests.lab.support import all_healthy, kill, venice
+from tests.lab.support import all_healthy, kill, on, venice
 from tests.sse import Reader
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from venice import formats
-from venice import lab as machines
 from venice.cluster import Cluster
 
 TOPIC, BUSES = "bus_locations", 12
@@ -35,7 +34,7 @@ def killed(cluster: Cluster, name: str) -> None:
     [instance] = [i for i in cluster.instances() if i.name == name]
 
     def inspect(what: str) -> str:
-        return machines.run(instance.host, ["sudo", "docker", "inspect", "-f", what, instance.container]).stdout.strip()
+        return on(instance.host, ["sudo", "docker", "inspect", "-f", what, instance.container]).stdout.strip()
 
     started = inspect("{{.State.StartedAt}}")
     kill(instance.host, instance.container)
@@ -50,7 +49,7 @@ def whole(cluster: Cluster) -> bool:
 def ask(url: str, path: str) -> dict:
     """JSON of an answer; empty when there is none, or no good one."""
     try:
-        answer = httpx.get(url + path, timeout=5, trust_env=False)
+        answer = httpx.get(url + path, timeout=PATIENCE, trust_env=False)
         return answer.json() if answer.status_code == 200 else {}
     except (httpx.HTTPError, ValueError):
         return {}
@@ -71,8 +70,8 @@ def newest(cluster: Cluster, until: dict[int, int]) -> dict[str, dict]:
     # each bus reports every second: these hold every key
     consumer.assign([TopicPartition(TOPIC, p, max(0, offset - 500)) for p, offset in left.items()])
     while left:
-        message = consumer.poll(10)
-        assert message and not message.error(), (message and message.error(), left)
+        message = wait_until(lambda: consumer.poll(1), f"the records up to {left}")
+        assert not message.error(), (message.error(), left)
         if message.offset() <= until[message.partition()]:
             found[message.key().decode()] = message.value()
         if message.offset() >= until[message.partition()]:
@@ -86,14 +85,13 @@ def test_they_are_part_of_the_cluster_and_the_password_is_nowhere(cluster, url):
     password = cluster.generated_secrets()["redis_password"]
     for instance in (i for c in COMPONENTS for i in cluster.instances(c)):
         for question in (["inspect"], ["top"], ["logs"]):
-            shown = machines.run(instance.host, ["sudo", "docker", *question, instance.container])
+            shown = on(instance.host, ["sudo", "docker", *question, instance.container])
             assert shown.returncode == 0
             assert password not in shown.stdout + shown.stderr
 
 
 def test_the_state_is_the_newest_of_each_bus_in_kafka(cluster, url):
-    wait_until(lambda: len(ask(url, f"/state/{TOPIC}").get("records", {})) == BUSES, "all buses")
-    state = ask(url, f"/state/{TOPIC}")
+    state = wait_until(lambda: len((found := ask(url, f"/state/{TOPIC}")).get("records", {})) == BUSES and found, "all buses")
     assert state["records"] == newest(cluster, places(state["cursor"]))
 
 

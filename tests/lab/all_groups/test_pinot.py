@@ -10,9 +10,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.lab.support import ROOT, from_json, kill, starts, venice
-from tests.waiting import wait_until
-from venice import lab as machines
+from tests.lab.support import ROOT, from_json, kill, on, starts, venice
+from tests.waiting import PATIENCE, wait_until
 from venice.cluster import Cluster
 from venice.errors import VeniceError
 from venice.pinot import Pinot
@@ -160,12 +159,12 @@ def test_the_services_are_spread_and_one_zookeeper_leads(cluster: Cluster):
     assert names == {("pinot-controller", "lab-1"), ("pinot-broker", "lab-2"), ("pinot-server", "lab-3")}
     modes = []
     for node in cluster.instances("zookeeper"):
-        done = machines.run(node.host, ["sudo", "docker", "exec", node.container, "zookeeper-health", "localhost:2181"])
+        done = on(node.host, ["sudo", "docker", "exec", node.container, "zookeeper-health", "localhost:2181"])
         assert done.returncode == 0, done.stdout
         modes.append(done.stdout.split()[-1])
     assert sorted(modes) == ["follower", "follower", "leader"]
     [page] = from_json(venice("open", "pinot", "-i", str(cluster.inventory_dir), "--json"), "open")
-    assert httpx.get(page["url"], trust_env=False, timeout=120).status_code == 200
+    assert httpx.get(page["url"], trust_env=False, timeout=PATIENCE).status_code == 200
 
 
 def test_a_second_deployment_changes_nothing(cluster: Cluster, inventory: Path):
@@ -238,9 +237,7 @@ def test_pinot_stops_before_zookeeper_and_comes_back(cluster: Cluster, feed: Fee
     venice("down", "-i", these_two)
     stopped = {}
     for instance in (*cluster.instances("pinot"), *cluster.instances("zookeeper")):
-        done = machines.run(
-            instance.host, ["sudo", "docker", "inspect", "--format", "{{.State.ExitCode}} {{.State.FinishedAt}}", instance.container]
-        )
+        done = on(instance.host, ["sudo", "docker", "inspect", "--format", "{{.State.ExitCode}} {{.State.FinishedAt}}", instance.container])
         code, at = done.stdout.split()
         # 143: ended in order on SIGTERM; 137 would be killed, its time was over
         assert code in ("0", "143"), (instance.name, done.stdout)

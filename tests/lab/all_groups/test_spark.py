@@ -16,9 +16,8 @@ import pytest
 import yaml
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from tests.lab.support import HOSTS, ROOT, all_healthy, from_json, venice
-from tests.waiting import wait_until
-from venice import lab as machines
+from tests.lab.support import HOSTS, ROOT, all_healthy, from_json, on, venice
+from tests.waiting import PATIENCE, wait_until
 from venice.cluster import Cluster
 from venice.kafka import Kafka
 
@@ -51,7 +50,7 @@ class Transactions:
     def __init__(self, cluster: Cluster):
         self.kafka = Kafka.of(cluster)
         self.producer = Producer({"bootstrap.servers": self.kafka.bootstrap_servers, "linger.ms": 10})
-        self.ident = httpx.get(f"{cluster.registry_urls[0]}/subjects/{INPUT}-value/versions/latest", timeout=120).json()["id"]
+        self.ident = httpx.get(f"{cluster.registry_urls[0]}/subjects/{INPUT}-value/versions/latest", timeout=PATIENCE).json()["id"]
         self.random = random.Random(7)  # noqa: S311 (no secret)
         self.paid: dict[int, list[float]] = defaultdict(list)
         self.newest = 0
@@ -63,11 +62,11 @@ class Transactions:
         return b"\0" + struct.pack(">I", self.ident) + body.getvalue()
 
     def send(self, seconds: float, per_second: int = 40, status: str = "") -> None:
-        """Events of any status, up to 900 ms out of order, as time goes by."""
+        """Events of any status, up to 300 ms out of order, as time goes by: what is a second late is no window's any more."""
         begin = time.time()
         for number in range(int(seconds * per_second)):
             time.sleep(max(0.0, begin + number / per_second - time.time()))
-            event = int(time.time() * 1000) - self.random.randrange(900)
+            event = int(time.time() * 1000) - self.random.randrange(300)
             said, amount = status or self.random.choice(["paid", "pending", "cancelled"]), round(self.random.uniform(1, 500), 2)
             self.producer.produce(INPUT, key=str(number % 50), value=self.frame(said, amount, event))
             self.newest = max(self.newest, event)
@@ -89,8 +88,8 @@ class Transactions:
             consumer.assign([TopicPartition(topic, p, 0) for p in ends])
             found = []
             while len(found) < sum(ends.values()):
-                message = consumer.poll(10)
-                assert message is not None and not message.error(), (message, ends, len(found))
+                message = wait_until(lambda: consumer.poll(1), f"the next of {sum(ends.values())} records")
+                assert not message.error(), (message.error(), ends, len(found))
                 found.append(message)
             return found
         finally:
@@ -148,7 +147,7 @@ def kill(host: str, container: str, process: str) -> None:
     """`kill -9` of the Java process of a container whose command line has `process`."""
     matching = f'grep -q "^java" $p/comm && grep -q {process} $p/cmdline'
     script = f"found=1; for p in /proc/[0-9]*; do {matching} && kill -9 ${{p#/proc/}} && found=0; done 2>/dev/null; exit $found"
-    done = machines.run(host, ["sudo", "docker", "exec", container, "sh", "-c", script])
+    done = on(host, ["sudo", "docker", "exec", container, "sh", "-c", script])
     assert done.returncode == 0, done.stderr or f"nothing of {process} runs in {container}"
 
 
@@ -158,11 +157,11 @@ def job_host(cluster: Cluster) -> str:
 
 
 def restarts(host: str, container: str) -> int:
-    return int(machines.run(host, ["sudo", "docker", "inspect", "--format", "{{.RestartCount}}", container]).stdout)
+    return int(on(host, ["sudo", "docker", "inspect", "--format", "{{.RestartCount}}", container]).stdout)
 
 
 def healthy(host: str, container: str) -> bool:
-    return machines.run(host, ["sudo", "docker", "inspect", "--format", "{{.State.Health.Status}}", container]).stdout.strip() == "healthy"
+    return on(host, ["sudo", "docker", "inspect", "--format", "{{.State.Health.Status}}", container]).stdout.strip() == "healthy"
 
 
 def test_all_of_it_is_shown(here):
@@ -170,14 +169,14 @@ def test_all_of_it_is_shown(here):
     wanted = [("spark-master", "lab-1"), *(("spark-worker", host) for host in HOSTS), ("spark-job-sparktest", job_host(here))]
     wait_until(lambda: all_healthy(place, wanted), "all of Spark is healthy")
     pages = {page["name"]: page["url"] for page in from_json(venice("open", "-i", place, "--json"), "open")}
-    assert httpx.get(pages["spark"], timeout=120).status_code == 200
-    assert "Active Streaming Queries" in httpx.get(pages["spark-jobs"], follow_redirects=True, timeout=120).text
+    assert httpx.get(pages["spark"], timeout=PATIENCE).status_code == 200
+    assert "Active Streaming Queries" in httpx.get(pages["spark-jobs"], follow_redirects=True, timeout=PATIENCE).text
     [mine] = [p for p in from_json(venice("pipelines", "-i", place, "--json"), "pipelines")["pipelines"] if p["name"] == "sparktest"]
     assert (mine["state"], mine["differences"]) == ("in step", [])
 
 
 def test_the_executor_runs_beside_its_driver(here):
-    state = httpx.get(f"http://{here.instances('spark')[0].endpoint('ui')}/json/", timeout=120).json()
+    state = httpx.get(f"http://{here.instances('spark')[0].endpoint('ui')}/json/", timeout=PATIENCE).json()
     used = {worker["host"]: worker["coresused"] for worker in state["workers"] if worker["state"] == "ALIVE"}
     host = job_host(here)
     assert used == {f"{name}.spark": 2 if name == host else 0 for name in HOSTS}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.support import ROOT, VENICE, from_json, kill, sql, take_away, venice
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from venice.cluster import Cluster
 from venice.kafka import Kafka
 
@@ -42,7 +42,7 @@ def judged(inventory: str) -> dict:
 def ends(cluster: Cluster, topic: str) -> int:
     """The sum of a topic's newest offsets."""
     # three engines and ten senders share the brokers' two cores
-    kafka = Kafka.of(cluster, timeout=120)
+    kafka = Kafka.of(cluster, timeout=PATIENCE)
     return sum(end for _, end in kafka.offsets((topic, part.id) for part in kafka.partitions(topic)).values())
 
 
@@ -70,7 +70,7 @@ def test_every_window_is_equal_on_every_engine_though_the_jobmanager_is_killed(c
     wait_until(half_sent, "half of the records are sent")
     [manager] = [i for i in cluster.instances("flink") if i.vars["kind"] == "jobmanager"]
     kill(manager.host, manager.container)
-    output, _ = sending.communicate(timeout=600)
+    output, _ = sending.communicate(timeout=PATIENCE)
     sent = json.loads(output)
     assert sending.returncode == 0 and sent["acknowledged"] == 20_000
     found = wait_until(lambda: right(applied), "all windows of all engines")
