@@ -174,7 +174,8 @@ def closing(chosen: Chosen, plans: Plans, check: bool, code: int) -> list[str]:
         return [*lines(plans), *remarks(chosen, plans)]
     name = chosen.cluster.name
     if code:
-        return [f"apply {name} failed: its containers are not what their pipelines say; the rest is"]
+        rest = "the rest is, but nothing was removed" if any(plan.removals for plan in plans.all) else "the rest is"
+        return [f"apply {name} failed: its containers are not what their pipelines say; {rest}"]
     if not plans.changes:
         return [f"nothing changed on {name}", *remarks(chosen, plans)]
     made = f"applied {', '.join(plan.pipeline.name for plan in plans.all)} to {name}: {count(len(plans.changes))}"
