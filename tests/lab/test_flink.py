@@ -9,11 +9,14 @@ from pathlib import Path
 import httpx
 import pexpect
 import pytest
+from confluent_kafka import Producer
 
 from tests.lab.support import HOSTS, ROOT, VENICE, answered, from_json, kill, sql, take_away, venice
 from tests.waiting import PATIENCE, wait_until
 from venice.cluster import Cluster, Instance
 from venice.flink import Jobs
+from venice.kafka import Kafka
+from venice.specs import TopicSpec
 
 SHIPPED = ROOT / "pipelines" / "transactions"
 JOB = "transactions.flink"
@@ -96,6 +99,30 @@ def test_topics_are_tables_without_being_declared(deployed):
     [row] = found["rows"]
     assert found["statement"] == query
     assert row["n"] > row["buses"] == int(sql(deployed, "SELECT count(*) FROM bus_locations"))
+
+
+@pytest.fixture
+def taken_back(deployed: Cluster) -> Iterator[str]:
+    """A topic with three records of a transaction that was committed, and three of one that was aborted."""
+    kafka, name = Kafka.of(deployed), "flink_test_taken_back"
+    if any(part.topic == name for part in kafka.partitions()):  # of a run that was ended
+        kafka.delete([name])
+    kafka.create(TopicSpec(name, 1), 3)
+    producer = Producer({"bootstrap.servers": deployed.bootstrap_servers, "transactional.id": name})
+    producer.init_transactions(PATIENCE)
+    for end in (producer.commit_transaction, producer.abort_transaction):
+        producer.begin_transaction()
+        for number in range(3):
+            producer.produce(name, f"{end.__name__} {number}")
+        assert producer.flush(120) == 0
+        end(PATIENCE)
+    yield name
+    kafka.delete([name])
+
+
+def test_what_a_transaction_has_taken_back_is_no_row(taken_back):
+    found = from_json(venice("sql", "-i", "lab", "--json", "-e", f"SELECT _value FROM {taken_back}"), "sql")  # noqa: S608 (a name of this module)
+    assert sorted(row["_value"] for row in found["rows"]) == [f"commit_transaction {number}" for number in range(3)]
 
 
 def test_a_wrong_statement_is_named_by_its_line(deployed, tmp_path):
