@@ -187,7 +187,7 @@ from venice import data
 from venice.kafka import Kafka
 if __name__ == "__main__":
     servers, topic = sys.argv[1:]
-    data.send(Kafka(servers, timeout=PATIENCE), data.Plan(Path({file!r}), servers, topic, 1_000_000, 3, 200))
+    data.send(Kafka(servers, timeout=600), data.Plan(Path({file!r}), servers, topic, 1_000_000, 3, 200))
 """
 
 

@@ -320,7 +320,7 @@ def test_who_comes_while_redis_is_filled_again_misses_nothing(site, kafka):
         with ThreadPoolExecutor(2) as pool:
             following = [pool.submit(early.read, ended)]
             wait_until(lambda: len(early.events) >= len(offsets), "the topic's reader is at its end")
-            site.ask("HSET", "offsets:words", partition, -1)
+            site.ask("HSET", "offsets:words", partition, -1, f"{partition}:tail", -1)
             site.ask("DEL", f"stream:words:{partition}")
             following.append(pool.submit(late.read, ended))
             wait_until(lambda: late.last_id, "it has come")

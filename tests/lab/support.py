@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from confluent_kafka import Consumer, Message
 from jsonschema import Draft202012Validator
 
 from tests.waiting import PATIENCE, wait_until
@@ -31,6 +32,12 @@ def venice(*arguments: str, expect: int = 0, timeout: float = 2 * PATIENCE) -> s
 def on(host: str, argv: list[str]) -> subprocess.CompletedProcess[str]:
     """A command on a lab host; again while SSH itself fails (exit code 255): a machine with much to do takes connections late."""
     return wait_until(lambda: (done := machines.run(host, argv)).returncode != 255 and done, f"{host} takes a connection")
+
+
+def received(consumer: Consumer, what: str) -> Message:
+    """The consumer's next message, or error. Not by its truth: a message without a value has none."""
+    [message] = wait_until(lambda: (found := consumer.poll(1)) is not None and [found], what)
+    return message
 
 
 def status(inventory: str | Path = "lab") -> dict:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from tests.lab.support import HOSTS, ROOT, VENICE, answered, on, sql, starts, status, venice, whole
+from tests.lab.support import HOSTS, ROOT, VENICE, answered, on, received, sql, starts, status, venice, whole
 from tests.waiting import PATIENCE, wait_until
 from venice.cluster import Cluster
 from venice.connect import Connect
@@ -280,7 +280,7 @@ def _values(cluster: Cluster, topic: str) -> list[str]:
     consumer.assign([TopicPartition(topic, p.partition, 0) for p in partitions])
     values: list[str] = []
     while len(values) < sum(ends.values()):
-        message = wait_until(lambda: consumer.poll(1), f"the next of {sum(ends.values())} records")
+        message = received(consumer, f"the next of {sum(ends.values())} records")
         assert message.error() is None
         values.append(message.value().decode())
     consumer.close()

@@ -8,7 +8,7 @@ import pexpect
 import pytest
 from confluent_kafka import Consumer, Producer
 
-from tests.lab.support import ROOT, VENICE, from_json, sql, venice
+from tests.lab.support import ROOT, VENICE, from_json, received, sql, venice
 from tests.waiting import PATIENCE, wait_until
 from venice import groups
 from venice.connect import Connect
@@ -48,7 +48,7 @@ def reader(kafka, records: int):
     consumer.subscribe([TOPIC])
     try:
         for _ in range(records):
-            message = wait_until(lambda: consumer.poll(1), "a record")
+            message = received(consumer, "a record")
             assert not message.error()
         if records:
             consumer.commit(asynchronous=False)
@@ -155,7 +155,7 @@ def test_delete(kafka, written):
     name = "schemas_groups_gone"
     consumer = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": name, "auto.offset.reset": "earliest"})
     consumer.subscribe([TOPIC])
-    wait_until(lambda: consumer.poll(1), "a record")
+    received(consumer, "a record")
     consumer.close()
     assert "Nobody can answer" in venice("groups", "delete", name, "-i", "lab", expect=2)
     assert f"deleted group {name}" in venice("groups", "delete", name, "-i", "lab", "--yes")

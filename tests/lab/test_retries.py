@@ -10,7 +10,7 @@ import threading
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from tests.lab.support import ROOT, from_json, venice
+from tests.lab.support import ROOT, from_json, received, venice
 from tests.waiting import PATIENCE, wait_until
 from venice import groups
 from venice.kafka import Kafka
@@ -86,7 +86,7 @@ def records(kafka: Kafka, topic: str) -> list:
     found = []
     try:
         while len(found) < sum(end - start for start, end in logs.values()):
-            message = wait_until(lambda: consumer.poll(1), f"the records of {topic}")
+            message = received(consumer, f"the records of {topic}")
             assert not message.error()
             found.append(message)
     finally:

@@ -16,7 +16,7 @@ from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerialize
 from confluent_kafka.serialization import MessageField, SerializationContext
 from hazelcast.errors import HazelcastError
 
-from tests.lab.support import ROOT, kill, on, sql, venice
+from tests.lab.support import ROOT, kill, on, received, sql, venice
 from tests.waiting import PATIENCE, wait_until
 from venice import paths
 from venice.cluster import Cluster
@@ -109,7 +109,7 @@ def records(cluster: Cluster, topic: str) -> list[tuple[str, object]]:
     consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
     found, left = [], len(partitions)
     while left:
-        message = wait_until(lambda: consumer.poll(1), f"the rest of {topic}")
+        message = received(consumer, f"the rest of {topic}")
         if message.error():
             assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
             left -= 1

@@ -7,7 +7,7 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 
 from tests.browser import chromium
-from tests.lab.support import all_healthy, kill, on, venice
+from tests.lab.support import all_healthy, kill, on, received, venice
 from tests.sse import Reader
 from tests.waiting import PATIENCE, wait_until
 from venice import formats
@@ -70,7 +70,7 @@ def newest(cluster: Cluster, until: dict[int, int]) -> dict[str, dict]:
     # each bus reports every second: these hold every key
     consumer.assign([TopicPartition(TOPIC, p, max(0, offset - 500)) for p, offset in left.items()])
     while left:
-        message = wait_until(lambda: consumer.poll(1), f"the records up to {left}")
+        message = received(consumer, f"the records up to {left}")
         assert not message.error(), (message.error(), left)
         if message.offset() <= until[message.partition()]:
             found[message.key().decode()] = message.value()

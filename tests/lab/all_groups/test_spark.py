@@ -16,7 +16,7 @@ import pytest
 import yaml
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from tests.lab.support import HOSTS, ROOT, all_healthy, from_json, on, venice
+from tests.lab.support import HOSTS, ROOT, all_healthy, from_json, on, received, venice
 from tests.waiting import PATIENCE, wait_until
 from venice.cluster import Cluster
 from venice.kafka import Kafka
@@ -88,7 +88,7 @@ class Transactions:
             consumer.assign([TopicPartition(topic, p, 0) for p in ends])
             found = []
             while len(found) < sum(ends.values()):
-                message = wait_until(lambda: consumer.poll(1), f"the next of {sum(ends.values())} records")
+                message = received(consumer, f"the next of {sum(ends.values())} records")
                 assert not message.error(), (message.error(), ends, len(found))
                 found.append(message)
             return found
