@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 
 from venice.connect import Connect, Connector
 from venice.errors import InputError, VeniceError
@@ -195,27 +194,46 @@ class Target:
 # ---- asking
 
 
-def _answer(kafka: Kafka, what: str, ask: Callable[[], Future[Any]], first: Future[Any] | None = None) -> Any:
-    """What a group's coordinator answers; asked again while the coordinator moves to another broker, as after a restart."""
+def _answers(kafka: Kafka, what: str, ask: Callable[[list[str]], Mapping[str, Future[Any]]], names: list[str]) -> dict[str, Any]:
+    """What groups' coordinators answer, all asked at once; asked again while one moves to another broker, as after a restart."""
     deadline = time.monotonic() + kafka.timeout
-    future = first or ask()
+    found: dict[str, Any] = {}
     while True:
-        with kafka.asking(what):
-            try:
-                return future.result(kafka.timeout)
-            except KafkaException as error:
-                if error.args[0].name() not in _MOVING or time.monotonic() > deadline:
-                    raise
+        for name, future in ask([name for name in names if name not in found]).items():
+            with kafka.asking(f"{what} {name}"):
+                try:
+                    found[name] = future.result(kafka.timeout)
+                except KafkaException as error:
+                    if error.args[0].name() not in _MOVING or time.monotonic() > deadline:
+                        raise
+        if len(found) == len(names):
+            return found
         time.sleep(_POLL_SECONDS)
-        future = ask()
+        kafka.renew()
 
 
-def _committed(kafka: Kafka, name: str) -> Future[ConsumerGroupTopicPartitions]:
-    return kafka.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(name)], request_timeout=kafka.timeout)[name]
+def _described(kafka: Kafka, names: list[str]) -> dict[str, Any]:
+    return _answers(kafka, "group", lambda left: kafka.admin.describe_consumer_groups(left, request_timeout=kafka.timeout), names)
 
 
-def _described(kafka: Kafka, name: str) -> Future[Any]:
-    return kafka.admin.describe_consumer_groups([name], request_timeout=kafka.timeout)[name]
+def _committed(kafka: Kafka, names: list[str]) -> dict[str, tuple[Any, dict[tuple[str, int], int]]]:
+    """Each group's description, and the offsets that it has committed by (topic, partition)."""
+
+    def ask(left: list[str]) -> dict[str, Future[Any]]:
+        heads = _described(kafka, left)
+        answers: dict[str, Future[Any]] = {name: Future() for name in left}
+        by_coordinator: dict[str, list[str]] = {}
+        for name, head in heads.items():
+            by_coordinator.setdefault(f"{head.coordinator.host}:{head.coordinator.port}", []).append(name)
+        for address, its in by_coordinator.items():
+            for name, (code, offsets) in kafka.committed(address, its).items():
+                if code:
+                    answers[name].set_exception(KafkaException(KafkaError(code)))
+                else:
+                    answers[name].set_result((heads[name], offsets))
+        return answers
+
+    return _answers(kafka, "offsets of group", ask, names)
 
 
 def listing(kafka: Kafka, hosts: Mapping[str, str], only: str | None = None) -> list[Group]:
@@ -232,15 +250,10 @@ def listing(kafka: Kafka, hosts: Mapping[str, str], only: str | None = None) -> 
         names = [only]
     if not names:
         return []
-    described = kafka.admin.describe_consumer_groups(names, request_timeout=kafka.timeout)
-    # all are asked at once; the answers come together
-    asked = {name: _committed(kafka, name) for name in names}
-    committed, heads, members = {}, {}, {}
-    for name in names:
-        found = _answer(kafka, f"offsets of group {name}", partial(_committed, kafka, name), asked[name]).topic_partitions
-        committed[name] = {(part.topic, part.partition): part.offset for part in found if part.offset >= 0}
-        heads[name] = _answer(kafka, f"group {name}", partial(_described, kafka, name), described[name])
-        members[name] = tuple(sorted((_member(member, hosts) for member in heads[name].members), key=lambda m: m.client_id))
+    heads, committed, members = {}, {}, {}
+    for name, (head, offsets) in _committed(kafka, names).items():
+        heads[name], committed[name] = head, offsets
+        members[name] = tuple(sorted((_member(member, hosts) for member in head.members), key=lambda m: m.client_id))
     places = {place for name in names for place in (*committed[name], *(p for m in members[name] for p in m.partitions))}
     there = {(part.topic, part.id) for part in kafka.partitions()}
     logs = kafka.offsets(sorted(places & there), lenient=True)
@@ -374,7 +387,7 @@ def _stopped(connect: Connect, connector: Connector, report: Callable[[str], Non
 def _wait_empty(kafka: Kafka, name: str) -> None:
     deadline = time.monotonic() + _EMPTY_SECONDS
     while True:
-        answer = _answer(kafka, f"group {name}", partial(_described, kafka, name))
+        answer = _described(kafka, [name])[name]
         if answer.state.name.lower() in _IDLE:
             return
         if time.monotonic() > deadline:
@@ -387,12 +400,14 @@ def _alter(kafka: Kafka, planned: Plan) -> None:
     name = planned.group.name
     wanted = {(move.topic, move.partition): move.target for move in planned.changes}
     request = ConsumerGroupTopicPartitions(name, [TopicPartition(*place, offset) for place, offset in wanted.items()])
-    what = f"offsets of group {name}"
-    answer = _answer(kafka, what, lambda: kafka.admin.alter_consumer_group_offsets([request], request_timeout=kafka.timeout)[name])
-    for part in answer.topic_partitions:
+
+    def ask(_: list[str]) -> dict[str, Future[Any]]:
+        return kafka.admin.alter_consumer_group_offsets([request], request_timeout=kafka.timeout)
+
+    for part in _answers(kafka, "offsets of group", ask, [name])[name].topic_partitions:
         if part.error:
             raise VeniceError(f"group {name}: {part.topic}-{part.partition}: {part.error.str()}", "has a consumer joined? `venice groups`")
-    now = {(part.topic, part.partition): part.offset for part in _answer(kafka, what, partial(_committed, kafka, name)).topic_partitions}
+    _, now = _committed(kafka, [name])[name]
     if wrong := [f"{place[0]}-{place[1]} is at {now.get(place)}" for place, offset in wanted.items() if now.get(place) != offset]:
         raise VeniceError(f"group {name}: set, but {', '.join(wrong)}", "does somebody else commit for it? `venice groups`")
 
@@ -415,4 +430,4 @@ def deletable(kafka: Kafka, connect: Connect | None, hosts: Mapping[str, str], n
 
 def delete(kafka: Kafka, name: str) -> None:
     """Delete a group with its offsets: whoever reads as it next begins where its auto.offset.reset says."""
-    _answer(kafka, f"deleting group {name}", lambda: kafka.admin.delete_consumer_groups([name], request_timeout=kafka.timeout)[name])
+    _answers(kafka, "deleting group", lambda names: kafka.admin.delete_consumer_groups(names, request_timeout=kafka.timeout), [name])

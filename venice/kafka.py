@@ -93,13 +93,18 @@ class Kafka:
         self.bootstrap_servers = bootstrap_servers
         self._where = f"{bootstrap_servers} ({hosts})" if hosts else bootstrap_servers
         self.timeout = timeout
-        # the library's own lines about single connections would stand between Venice's; failures are raised here
-        self.admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0, "socket.connection.setup.timeout.ms": 2000})
+        self.renew()
 
     @classmethod
     def of(cls, cluster: Any, timeout: float = TIMEOUT) -> "Kafka":
         """The cluster's brokers. InputError when the inventory has none."""
         return cls(cluster.bootstrap_servers, timeout, ", ".join(cluster.required("kafka", "client").values()))
+
+    def renew(self) -> None:
+        """Begin with a new client: librdkafka's goes on asking a group's coordinator that is none any more (it remembers it)."""
+        # the library's own lines about single connections would stand between Venice's; failures are raised here
+        settings = {"bootstrap.servers": self.bootstrap_servers, "log_level": 0, "socket.connection.setup.timeout.ms": 2000}
+        self.admin = AdminClient(settings)
 
     def _metadata(self):
         try:
@@ -271,6 +276,13 @@ class Kafka:
             except (OSError, ValueError) as error:
                 failed[node] = str(error)
         return sizes, failed
+
+    def committed(self, coordinator: str, groups: list[str]) -> dict[str, tuple[int, dict[tuple[str, int], int]]]:
+        """What groups have committed, as `fetch_offsets` tells. VeniceError when their coordinator does not answer."""
+        try:
+            return kafka_protocol.fetch_offsets(coordinator, groups, self.timeout)
+        except (OSError, ValueError) as error:
+            raise self.unreachable(f"{coordinator}, which coordinates {', '.join(groups)}: {error}") from error
 
     def changing(self, what: str, refused: type[VeniceError] = VeniceError):
         """As `asking`, around a change."""

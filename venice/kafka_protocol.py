@@ -1,11 +1,12 @@
-"""The requests of Kafka's protocol that librdkafka does not have: who is the active controller, how much is on each disk.
+"""The requests of Kafka's protocol that librdkafka does not have (who is the active controller, how much is on each disk), or can't bear
+the answer of: what groups have committed.
 
 One connection and one request per question, to a listener without TLS. Everything that goes wrong is an OSError or a ValueError.
 """
 
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _CLIENT = b"venice"
@@ -49,9 +50,24 @@ def describe_log_dirs(address: str, broker: int, timeout: float) -> list[Replica
 def knows_topic(address: str, topic: str, timeout: float) -> bool:
     """Whether the broker at `address` ("host:port") has the topic in its metadata: brokers learn of changes one by one."""
     # Metadata, version 9, of one topic, which is not to be created by asking
-    name = topic.encode()
-    body = b"\x02" + _varint(len(name) + 1) + name + b"\0" + b"\0\0\0" + b"\0"
+    body = b"\x02" + _text(topic) + b"\0" + b"\0\0\0" + b"\0"
     return _ask(address, timeout, 3, 9, body, parse_knows_topic)
+
+
+def fetch_offsets(address: str, groups: Sequence[str], timeout: float) -> dict[str, tuple[int, dict[tuple[str, int], int]]]:
+    """What groups have committed that the broker at `address` ("host:port") coordinates.
+
+    Group -> (Kafka's error code, 0 for none; (topic, partition) -> offset). librdkafka's admin client ends the whole process when
+    that broker answers that it is no longer the coordinator (its issue 5040).
+    """
+    # OffsetFetch, version 8: no list of topics stands for all; whether transactions that are open are waited for: no
+    body = _varint(len(groups) + 1) + b"".join(_text(group) + b"\0" + b"\0" for group in groups) + b"\0" + b"\0"
+    return _ask(address, timeout, 9, 8, body, parse_offsets)
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()
+    return _varint(len(data) + 1) + data
 
 
 def _varint(value: int) -> bytes:
@@ -178,6 +194,41 @@ def parse_knows_topic(data: bytes) -> bool:
     if error not in (0, _UNKNOWN_TOPIC, _LEADER_NOT_AVAILABLE):
         raise ValueError(f"Metadata failed with Kafka error code {error}")
     return error != _UNKNOWN_TOPIC
+
+
+def parse_offsets(data: bytes) -> dict[str, tuple[int, dict[tuple[str, int], int]]]:
+    """Error code and offsets of each group, as the answer's bytes (without their length) say."""
+    read = _Reader(data)
+    read.number("i")  # correlation id
+    read.tags()
+    read.number("i")  # throttle time
+    found: dict[str, tuple[int, dict[tuple[str, int], int]]] = {}
+
+    def group() -> None:
+        name = read.text()
+        offsets: dict[tuple[str, int], int] = {}
+
+        def topic() -> None:
+            of = read.text()
+
+            def partition() -> None:
+                number = read.number("i")
+                offset = read.number("q")
+                read.number("i")  # leader's epoch
+                read.text()  # whatever the consumer wrote beside it
+                if not read.number("h") and offset >= 0:
+                    offsets[of, number] = offset
+                read.tags()
+
+            read.array(partition)
+            read.tags()
+
+        read.array(topic)
+        found[name] = read.number("h"), offsets
+        read.tags()
+
+    read.array(group)
+    return found
 
 
 def parse_log_dirs(data: bytes, broker: int) -> list[Replica]:

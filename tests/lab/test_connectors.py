@@ -342,7 +342,8 @@ def test_a_sink_goes_on_while_the_host_that_leads_its_group_is_cut_off(deployed,
 
     def leader() -> str | None:
         try:
-            description = readings.kafka.admin.describe_consumer_groups([group])[group].result(30)
+            # a new client each time: one remembers the coordinator that it has found
+            description = Kafka.of(deployed).admin.describe_consumer_groups([group])[group].result(30)
         except KafkaException:  # it moves
             return None
         return next((i.host for i in deployed.instances("kafka") if i.address == description.coordinator.host), None)
@@ -350,6 +351,7 @@ def test_a_sink_goes_on_while_the_host_that_leads_its_group_is_cut_off(deployed,
     if wait_until(leader, "the group has a coordinator") == "lab-3":  # the table's own host
         venice("restart", "kafka@lab-3", "-i", "lab")
     host = wait_until(lambda: (found := leader()) != "lab-3" and found, "another host coordinates it")
+    [before] = groups.listing(readings.kafka, {}, group)
     venice("lab", "cut", host)
     try:
         readings.send(("cut", 1.0))
@@ -357,3 +359,6 @@ def test_a_sink_goes_on_while_the_host_that_leads_its_group_is_cut_off(deployed,
     finally:
         venice("lab", "mend", host)
         wait_until(whole, f"{host} is back")
+    # the client that has asked it before is told that it is the coordinator no more, and finds the one that is
+    [after] = groups.listing(readings.kafka, {}, group)
+    assert sum(part.committed or 0 for part in after.partitions) >= sum(part.committed or 0 for part in before.partitions)

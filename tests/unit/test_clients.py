@@ -16,7 +16,7 @@ from venice.kafka import (
     quorum_allows,
     topic_differences,
 )
-from venice.kafka_protocol import Replica, parse_log_dirs, parse_quorum
+from venice.kafka_protocol import Replica, parse_log_dirs, parse_offsets, parse_quorum
 from venice.postgres import Postgres, quote
 from venice.registry import Registry
 from venice.specs import TopicSpec, retention_ms
@@ -265,6 +265,18 @@ def test_describe_log_dirs_answer_is_read():
     empty = struct.pack(">h", 56) + b"\x05/bad" + b"\x01" + struct.pack(">qq", -1, -1) + b"\0"
     answer = struct.pack(">i", 1) + b"\0" + struct.pack(">ih", 0, 0) + b"\x03" + disk + empty + b"\0"
     assert parse_log_dirs(answer, 2) == [Replica("t", 0, 2, 100), Replica("t", 1, 2, 5_000_000_000)]
+
+
+def test_offset_fetch_answer_is_read():
+    def partition(number, offset, metadata=b"\0", error=0):
+        return struct.pack(">iqi", number, offset, -1) + metadata + struct.pack(">h", error) + b"\0"
+
+    # version 8: offset, leader's epoch, metadata (none, empty, or text), error code
+    topic = b"\x02t" + b"\x05" + partition(0, 12) + partition(1, -1) + partition(2, 5, b"\x02x") + partition(3, 9, b"\x01", 3) + b"\0"
+    reads = b"\x02g" + b"\x02" + topic + struct.pack(">h", 0) + b"\0"
+    moved = b"\x02m" + b"\x01" + struct.pack(">h", 16) + b"\0"
+    answer = struct.pack(">i", 1) + b"\0" + struct.pack(">i", 0) + b"\x03" + reads + moved + b"\0"
+    assert parse_offsets(answer) == {"g": (0, {("t", 0): 12, ("t", 2): 5}), "m": (16, {})}
 
 
 def test_a_new_topic_is_all_difference():

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -142,9 +143,13 @@ class FakeKafka:
     """Raises what `asking` raises; futures are prepared by the test."""
 
     timeout = 5
+    clients = 1
 
     def asking(self, what):
         return contextlib.nullcontext()
+
+    def renew(self):
+        self.clients += 1
 
 
 def failed(code: int) -> Future:
@@ -157,7 +162,41 @@ def test_a_coordinator_that_moves_is_asked_again(monkeypatch):
     monkeypatch.setattr(groups, "_POLL_SECONDS", 0)
     right: Future = Future()
     right.set_result("answer")
-    answers = [failed(KafkaError.COORDINATOR_LOAD_IN_PROGRESS), right]
-    assert groups._answer(FakeKafka(), "", lambda: answers.pop(0), failed(KafkaError.NOT_COORDINATOR)) == "answer"
+    answers = [{"g": failed(KafkaError.NOT_COORDINATOR), "h": right}, {"g": failed(KafkaError.COORDINATOR_LOAD_IN_PROGRESS)}, {"g": right}]
+    asked = []
+
+    def ask(names):
+        asked.append(names)
+        return answers.pop(0)
+
+    kafka = FakeKafka()
+    assert groups._answers(kafka, "group", ask, ["g", "h"]) == {"g": "answer", "h": "answer"}
+    assert asked == [["g", "h"], ["g"], ["g"]]
+    # a client remembers the coordinator that it has found
+    assert kafka.clients == 3
     with pytest.raises(KafkaException):
-        groups._answer(FakeKafka(), "", lambda: failed(KafkaError.GROUP_AUTHORIZATION_FAILED))
+        groups._answers(kafka, "group", lambda names: {"g": failed(KafkaError.GROUP_AUTHORIZATION_FAILED)}, ["g"])
+
+
+def test_offsets_are_asked_of_each_coordinator_once(monkeypatch):
+    monkeypatch.setattr(groups, "_POLL_SECONDS", 0)
+
+    def described(host: str) -> Future:
+        future: Future = Future()
+        future.set_result(SimpleNamespace(coordinator=SimpleNamespace(host=host, port=9092)))
+        return future
+
+    places = {"a": ["one", "two"], "b": ["one"], "c": ["two"]}
+    asked = []
+
+    class Kafka(FakeKafka):
+        admin = SimpleNamespace(describe_consumer_groups=lambda names, request_timeout: {n: described(places[n].pop(0)) for n in names})
+
+        def committed(self, coordinator, its):
+            asked.append((coordinator, its))
+            # the first that was asked for group a has just handed it over
+            return {n: (16, {}) if (n, coordinator) == ("a", "one:9092") else (0, {("t", 0): 7}) for n in its}
+
+    found = groups._committed(Kafka(), ["a", "b", "c"])
+    assert {name: offsets for name, (_, offsets) in found.items()} == {name: {("t", 0): 7} for name in "abc"}
+    assert asked == [("one:9092", ["a", "b"]), ("two:9092", ["c"]), ("two:9092", ["a"])]
