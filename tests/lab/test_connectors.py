@@ -341,9 +341,9 @@ def test_a_sink_goes_on_while_the_host_that_leads_its_group_is_cut_off(deployed,
     group = f"connect-{every}"
 
     def leader() -> str | None:
+        kafka = Kafka.of(deployed)  # each time anew: a client remembers the coordinator that it has found
         try:
-            # a new client each time: one remembers the coordinator that it has found
-            description = Kafka.of(deployed).admin.describe_consumer_groups([group])[group].result(30)
+            description = kafka.admin.describe_consumer_groups([group])[group].result(30)
         except KafkaException:  # it moves
             return None
         return next((i.host for i in deployed.instances("kafka") if i.address == description.coordinator.host), None)
