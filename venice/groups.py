@@ -250,21 +250,22 @@ def listing(kafka: Kafka, hosts: Mapping[str, str], only: str | None = None) -> 
         names = [only]
     if not names:
         return []
-    heads, committed, members = {}, {}, {}
-    for name, (head, offsets) in _committed(kafka, names).items():
-        heads[name], committed[name] = head, offsets
-        members[name] = tuple(sorted((_member(member, hosts) for member in head.members), key=lambda m: m.client_id))
-    places = {place for name in names for place in (*committed[name], *(p for m in members[name] for p in m.partitions))}
+    found = _committed(kafka, names)
+    members = {
+        name: tuple(sorted((_member(member, hosts) for member in head.members), key=lambda m: m.client_id))
+        for name, (head, _) in found.items()
+    }
+    places = {place for name, (_, committed) in found.items() for place in (*committed, *(p for m in members[name] for p in m.partitions))}
     there = {(part.topic, part.id) for part in kafka.partitions()}
     logs = kafka.offsets(sorted(places & there), lenient=True)
     groups = []
     for name in names:
+        head, committed = found[name]
         readers = {place: member for member in members[name] for place in member.partitions}
         parts = tuple(
-            Progress(*place, committed[name].get(place), *logs.get(place, (None, None)), readers.get(place))
-            for place in sorted({*committed[name], *readers})
+            Progress(*place, committed.get(place), *logs.get(place, (None, None)), readers.get(place))
+            for place in sorted({*committed, *readers})
         )
-        head = heads[name]
         groups.append(Group(name, head.state.name.lower(), head.type.name.lower(), head.partition_assignor or "", members[name], parts))
     return groups
 
@@ -400,11 +401,10 @@ def _alter(kafka: Kafka, planned: Plan) -> None:
     name = planned.group.name
     wanted = {(move.topic, move.partition): move.target for move in planned.changes}
     request = ConsumerGroupTopicPartitions(name, [TopicPartition(*place, offset) for place, offset in wanted.items()])
-
-    def ask(_: list[str]) -> dict[str, Future[Any]]:
-        return kafka.admin.alter_consumer_group_offsets([request], request_timeout=kafka.timeout)
-
-    for part in _answers(kafka, "offsets of group", ask, [name])[name].topic_partitions:
+    altered = _answers(
+        kafka, "offsets of group", lambda _: kafka.admin.alter_consumer_group_offsets([request], request_timeout=kafka.timeout), [name]
+    )
+    for part in altered[name].topic_partitions:
         if part.error:
             raise VeniceError(f"group {name}: {part.topic}-{part.partition}: {part.error.str()}", "has a consumer joined? `venice groups`")
     _, now = _committed(kafka, [name])[name]

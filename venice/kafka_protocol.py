@@ -35,9 +35,8 @@ class Replica:
 
 def describe_quorum(address: str, timeout: float) -> Quorum:
     """The controllers' quorum as the broker at `address` ("host:port") knows it."""
-    topic = b"__cluster_metadata"
     # DescribeQuorum, version 1
-    body = b"\x02" + bytes([len(topic) + 1]) + topic + b"\x02" + struct.pack(">i", 0) + b"\0\0\0"
+    body = b"\x02" + _text("__cluster_metadata") + b"\x02" + struct.pack(">i", 0) + b"\0\0\0"
     return _ask(address, timeout, 55, 1, body, parse_quorum)
 
 
@@ -98,10 +97,12 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
 
 
 class _Reader:
-    """Fields of a flexible-version Kafka response, in order."""
+    """Fields of a flexible-version Kafka response, in order, from behind its header on."""
 
     def __init__(self, data: bytes):
         self.data, self.at = data, 0
+        self.number("i")  # correlation id
+        self.tags()
 
     def number(self, form: str) -> int:
         (value,) = struct.unpack_from(f">{form}", self.data, self.at)
@@ -135,8 +136,6 @@ class _Reader:
 def parse_quorum(data: bytes) -> Quorum:
     """The quorum as the answer's bytes (without their length) say."""
     read = _Reader(data)
-    read.number("i")  # correlation id
-    read.tags()
     if error := read.number("h"):
         raise ValueError(f"DescribeQuorum failed with Kafka error code {error}")
     quorums: list[tuple[int, list, list]] = []
@@ -173,8 +172,6 @@ def parse_quorum(data: bytes) -> Quorum:
 def parse_knows_topic(data: bytes) -> bool:
     """Whether the one topic that was asked for is there, as the answer's bytes (without their length) say."""
     read = _Reader(data)
-    read.number("i")  # correlation id
-    read.tags()
     read.number("i")  # throttle time
 
     def broker() -> None:
@@ -199,8 +196,6 @@ def parse_knows_topic(data: bytes) -> bool:
 def parse_offsets(data: bytes) -> dict[str, tuple[int, dict[tuple[str, int], int]]]:
     """Error code and offsets of each group, as the answer's bytes (without their length) say."""
     read = _Reader(data)
-    read.number("i")  # correlation id
-    read.tags()
     read.number("i")  # throttle time
     found: dict[str, tuple[int, dict[tuple[str, int], int]]] = {}
 
@@ -234,8 +229,6 @@ def parse_offsets(data: bytes) -> dict[str, tuple[int, dict[tuple[str, int], int
 def parse_log_dirs(data: bytes, broker: int) -> list[Replica]:
     """The replicas as the answer's bytes (without their length) say; those being moved to another disk count where they are."""
     read = _Reader(data)
-    read.number("i")  # correlation id
-    read.tags()
     read.number("i")  # throttle time
     if error := read.number("h"):
         raise ValueError(f"DescribeLogDirs failed with Kafka error code {error}")
