@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 ENGINES = {"flink": "flink", "ksqldb": "ksql", "spark": "spark", "pinot": "pinot"}
 LATENESS_MS = 1000
 AHEAD_MS = 3_600_000
-# a partition without records for so long while others have some does not hold them back
-IDLE_MS = 10_000
 # how long an engine may take from the record that closes a window to what it publishes
 SETTLED_MS = 10_000
+# a partition without records for so long while others have some does not hold them back: the engines' minute, and then as above
+IDLE_MS = 60_000 + SETTLED_MS
 
 EQUAL, MISSING, DUPLICATE, WRONG, UNCERTAIN, OPEN = VERDICTS = ("equal", "missing", "duplicate", "wrong", "uncertain", "open")
 BAD = (MISSING, DUPLICATE, WRONG)

@@ -5,7 +5,7 @@ no more records can fall into: with the time up to which all partitions of INPUT
 What comes later still is not counted; neither does an event more than an hour ahead move the time on.
 
 One query gives both the time and the sums, so they are of the same records, also while a server that was restarted reads the topic
-again (only a backlog of more windows than one answer holds takes two). A partition in which nothing comes for five seconds does not
+again (only a backlog of more windows than one answer holds takes two). A partition in which nothing comes for a minute does not
 hold the others back, if Pinot has all of it.
 
 Each window goes to TOPIC exactly once (key: window_start in milliseconds since 1970; Avro): in a transaction of Kafka's, and after
@@ -31,7 +31,8 @@ from typing import Any
 WINDOW = 3_000
 LATENESS = 1_000
 AHEAD = 3_600_000
-IDLE_SECONDS = 5.0
+# longer than a broker's failover: what is sent after it is not late
+IDLE_SECONDS = 60.0
 TICK_SECONDS = 1.0
 ANSWER_SECONDS = 10.0
 SAY_SECONDS = 10.0

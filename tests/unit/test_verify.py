@@ -133,9 +133,9 @@ def test_what_closes_a_window_has_to_be_there_for_a_while(topic):
 
 
 def test_a_partition_that_goes_idle_holds_nothing_back():
-    topic = Topic().add(2, 100, 10.0).add(0, 100, 20.0).close(10_000, [0, 1])
-    assert verdicts(topic) == [OPEN]  # it was quiet for less than ten seconds
-    topic.close(10_101, [0, 1])
+    topic = Topic().add(2, 100, 10.0).add(0, 100, 20.0).close(70_000, [0, 1])
+    assert verdicts(topic) == [OPEN]  # it was not quiet for long enough
+    topic.close(70_101, [0, 1])
     assert verdicts(topic) == [MISSING]
     assert verdicts(topic, window()) == [EQUAL]
 
