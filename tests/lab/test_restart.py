@@ -116,10 +116,10 @@ def test_connectors_run_again_when_the_workers_were_restarted(deployed):
 def test_plain_ansible_does_the_same(deployed):
     before = starts(deployed)
     ansible = str(Path(sys.executable).with_name("ansible-playbook"))
-    command = [ansible, "-i", "inventory/lab", "playbooks/restart.yml", "-e", '{"venice_restart": ["schema-registry@lab-1"]}']
+    command = [ansible, "-i", "inventory/lab", "playbooks/restart.yml", "-e", '{"venice_restart": ["schema-registry@lab-2"]}']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout
-    assert changed(deployed, before) == {("lab-1", "venice-schema-registry")}
+    assert changed(deployed, before) == {("lab-2", "venice-schema-registry")}
 
 
 def test_right_after_a_restart_the_status_is_good(deployed):

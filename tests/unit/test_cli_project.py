@@ -72,7 +72,7 @@ def test_config_shows_no_secret_of_any_component(place):
 
 def test_config_through_the_command_line(place):
     text = run("config", "show", "schema-registry", "-i", "lab")
-    assert "==> lab-1: container venice-schema-registry\n==> lab-2: container venice-schema-registry (environment)\n" in text
+    assert "==> lab-2: container venice-schema-registry\n==> lab-3: container venice-schema-registry (environment)\n" in text
     found = from_json(run("config", "show", "kafka", "-i", "lab", "--json"), "config-show")
     assert {f["name"] for f in found["files"]} == {"server.properties", "format.env"}
 
@@ -91,10 +91,10 @@ def test_inventory_shows_who_runs_where(place):
     assert found.cluster == "lab"
     assert found.inventory == "inventory/lab/hosts.yml"
     assert [p["name"] for p in found.pipelines] == ["canary", "bus_locations"]
-    assert found.registry_urls == ["http://192.168.61.11:8081", "http://192.168.61.12:8081"]
+    assert found.registry_urls == ["http://192.168.61.12:8081", "http://192.168.61.13:8081"]
     names = [c.name for c in found.components]
     assert names.index("kafka") < names.index("schema_registry") < names.index("connect")
-    assert next(h for h in found.hosts if h.name == "lab-3").components == ["kafka", "postgres", "connect", "flink"]
+    assert next(h for h in found.hosts if h.name == "lab-3").components == ["kafka", "schema_registry", "postgres", "connect", "flink"]
     from_json(run("inventory", "show", "-i", "lab", "--json"), "inventory-show")
 
 
@@ -122,7 +122,7 @@ def test_an_inventory_with_one_component_only(tmp_path, monkeypatch):
 
 def test_open_finds_pages_by_name_component_and_host(place):
     cluster = Cluster.load(place)
-    assert [p.host for p in web.find(cluster, "registry")] == ["lab-1", "lab-2"]
+    assert [p.host for p in web.find(cluster, "registry")] == ["lab-2", "lab-3"]
     assert web.find(cluster, "schema_registry") == web.find(cluster, "registry")
     assert [p.url for p in web.find(cluster, "connect@lab-3")] == ["http://192.168.61.13:8083/connectors?expand=status"]
     assert {"registry", "connect"} <= {p["name"] for p in from_json(run("open", "-i", "lab", "--json"), "open")}
@@ -203,7 +203,7 @@ def bash(place, tmp_path) -> pexpect.spawn:
         ("venice install bus_l", "venice install bus_locations "),
         ("venice install connect -i lab --hosts lab-1,lab-2,", "venice install connect -i lab --hosts lab-1,lab-2,lab-3 "),
         ("venice config show -i lab schema", "venice config show -i lab schema-registry "),
-        ("venice config show -i lab schema-registry@lab-1", "venice config show -i lab schema-registry@lab-1 "),
+        ("venice config show -i lab schema-registry@lab-2", "venice config show -i lab schema-registry@lab-2 "),
         ("venice open -i lab regi", "venice open -i lab registry "),
         ("venice install ./inv", "venice install ./inventory/"),
     ],

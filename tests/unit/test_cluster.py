@@ -32,7 +32,7 @@ def file(cluster: Cluster, host: str, path: str) -> str:
 
 
 def test_a_group_is_a_component(lab):
-    assert set(lab.hosts["lab-3"].components) == {"kafka", "connect", "postgres", "flink"}
+    assert set(lab.hosts["lab-3"].components) == {"kafka", "schema_registry", "connect", "postgres", "flink"}
     assert [i.host for i in lab.instances("connect")] == ["lab-2", "lab-3"]
 
 

@@ -163,7 +163,7 @@ def test_names_may_come_out_of_the_model(place):
 
 
 def test_hyphens_mean_the_same(place):
-    assert install.component(place, "schema-registry", ["lab-3"]).changes == ["inventory/lab/hosts.yml: group schema_registry: added lab-3"]
+    assert install.component(place, "schema-registry", ["lab-1"]).changes == ["inventory/lab/hosts.yml: group schema_registry: added lab-1"]
 
 
 # ---- shipped pipelines ----------------------------------------------------------------------------------------------

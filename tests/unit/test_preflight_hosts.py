@@ -152,7 +152,8 @@ def test_stopping_asks_for_contact_and_engine_only():
 
 def test_starting_asks_for_the_containers_too():
     found = judged(change("lab-3", "containers", [{"name": "venice-kafka", "cluster": "lab"}]), "start")
-    assert next(f for f in found if f.where == "lab-3").what == "has no venice-connect, venice-flink-taskmanager, venice-postgres"
+    what = next(f for f in found if f.where == "lab-3").what
+    assert what == "has no venice-connect, venice-flink-taskmanager, venice-postgres, venice-schema-registry"
 
 
 def test_where_nothing_is_starting_asks_for_what_a_deployment_does():

@@ -28,9 +28,9 @@ def where(cluster: Cluster, *names: str) -> list[str]:
 def test_a_component_an_instance_a_host_and_one_of_several(lab, single):
     assert where(lab, "kafka") == ["kafka@lab-1", "kafka@lab-2", "kafka@lab-3"]
     assert where(lab, "connect@lab-3") == ["connect@lab-3"]
-    assert where(lab, "lab-3") == ["kafka@lab-3", "postgres@lab-3", "connect@lab-3", "flink-taskmanager@lab-3"]
+    assert where(lab, "lab-3") == ["kafka@lab-3", "schema-registry@lab-3", "postgres@lab-3", "connect@lab-3", "flink-taskmanager@lab-3"]
     assert where(single, "kafka-2") == where(single, "venice-kafka-2") == where(single, "kafka-2@lab-1") == ["kafka-2@lab-1"]
-    assert where(lab, "schema_registry") == where(lab, "schema-registry") == ["schema-registry@lab-1", "schema-registry@lab-2"]
+    assert where(lab, "schema_registry") == where(lab, "schema-registry") == ["schema-registry@lab-2", "schema-registry@lab-3"]
 
 
 def test_each_once_and_in_dependency_order(lab):
