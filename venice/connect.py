@@ -19,8 +19,6 @@ _CONNECT_SECONDS = 1.5
 _POLL_SECONDS = 0.25
 # Connect validates a configuration before it answers (a JDBC one loads its driver), and refuses while workers rebalance
 _PUT_SECONDS = 60.0
-# a running connector without any task for this long has lost its tasks' states, or has none to run
-_LOST_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -368,10 +366,11 @@ class Connect:
     ) -> None:
         """Return once all these connectors and every task of theirs run, and did so in every look for `settled` seconds.
 
+        Tasks whose states are lost are started anew by the workers' own connect-restarter (half a minute).
+
         VeniceError with the root cause as soon as one has failed, or with their states after `seconds`.
         """
         deadline = time.monotonic() + seconds
-        lost = time.monotonic() + _LOST_SECONDS
         begun: float | None = None
         reported: set[str] = set()
         while names:
@@ -393,9 +392,6 @@ class Connect:
                 elif name not in reported:
                     reported.add(name)
                     report(str(connector))
-                if connector and connector.state == "RUNNING" and not connector.tasks and time.monotonic() > lost:
-                    self._restart_tasks(name)
-                    lost = time.monotonic() + _LOST_SECONDS
             now = time.monotonic()
             if not states:
                 begun = now if begun is None else begun
@@ -409,15 +405,6 @@ class Connect:
             else:
                 begun = None
             time.sleep(_POLL_SECONDS)
-
-    def _restart_tasks(self, name: str) -> None:
-        """Start a connector's tasks anew, one by one.
-
-        A worker that stops may erase the states of its tasks after the next worker has written them; the tasks run then, and
-        nobody says so. A restart of the whole connector would take only tasks that have a state.
-        """
-        for task in self._json("GET", f"/connectors/{quote(name, safe='')}/tasks"):
-            self._json("POST", f"/connectors/{quote(name, safe='')}/tasks/{task['id']['task']}/restart", timeout=_PUT_SECONDS)
 
 
 def _connector(status: dict[str, Any], config: dict[str, str]) -> Connector:

@@ -65,7 +65,7 @@ def deployed(lab: list[str], left: set[str]) -> Cluster:
             pass  # the question takes its time
         return found
 
-    if containers() != left or not comes_back():
+    if not left or containers() != left or not comes_back():
         venice("deploy", "-i", "lab")
         wait_until(whole, "everything healthy")
         left.clear()

@@ -53,17 +53,22 @@ def answered(inventory: str | Path = "lab") -> dict:
 
 
 def whole() -> bool:
-    """Every container healthy, every broker in sync with all it holds, every connector running, the shipped ones among them."""
+    """Every container healthy, every broker in sync with all it holds, every connector running, the shipped ones among them; prints what
+    is not."""
     found = status()
-    return (
-        not found["problems"]
-        and not found["unreachable"]
-        and all(c["health"] == "healthy" for c in found["containers"])
-        and len(found["brokers"]) == 3
-        and all(b["registered"] and b["in_sync"] == b["replicas"] for b in found["brokers"])
-        and all(c["running"] for c in found["connectors"])
-        and {c["name"] for c in found["connectors"]} >= {"bus_locations_latest", "bus_locations_history", "venice_canary"}
-    )
+    names = {c["name"] for c in found["connectors"]}
+    ill = {
+        "problems": found["problems"],
+        "unreachable": found["unreachable"],
+        "containers": [c for c in found["containers"] if c["health"] != "healthy"],
+        "brokers": [b for b in found["brokers"] if not b["registered"] or b["in_sync"] != b["replicas"]],
+        "brokers there": "" if len(found["brokers"]) == 3 else found["brokers"],
+        "connectors": [c for c in found["connectors"] if not c["running"]],
+        "connectors not there": {"bus_locations_latest", "bus_locations_history", "venice_canary"} - names,
+    }
+    if left := {what: which for what, which in ill.items() if which}:
+        print(left)
+    return not left
 
 
 def all_healthy(inventory: str | Path, wanted: Iterable[tuple[str, str]]) -> bool:

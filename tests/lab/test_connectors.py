@@ -337,6 +337,17 @@ def test_tasks_move_to_the_other_worker(readings, every):
     wait_until(lambda: all(w["answers"] for w in json.loads(connectors("--json"))["workers"]), "all workers answer")
 
 
+def test_a_task_whose_state_is_lost_is_noticed_and_started_anew(deployed):
+    connect, name = Connect.of(deployed), "bus_locations_latest"
+    # as Connect's workers do when they leave and come back at the wrong moment
+    producer = Producer({"bootstrap.servers": deployed.bootstrap_servers})
+    producer.produce("connect-lab.status", key=f"status-task-{name}-0", value=None)
+    assert producer.flush(PATIENCE) == 0
+    wait_until(lambda: not connect.status(name).tasks, "its state is gone")
+    assert "nothing changed" in venice("deploy", "-i", "lab")
+    assert connect.status(name).running
+
+
 def test_a_sink_goes_on_while_the_host_that_leads_its_group_is_cut_off(deployed, readings, every):
     group = f"connect-{every}"
 

@@ -130,14 +130,6 @@ def test_the_wait_ends_with_the_states():
         client.wait_running(["sink"], 0)
 
 
-def test_tasks_whose_states_are_lost_are_started_anew(monkeypatch):
-    monkeypatch.setattr("venice.connect._LOST_SECONDS", 0)
-    tasks = [{"id": {"connector": "sink", "task": 0}, "config": {}}]
-    client, asked = connect_answering((200, status("RUNNING")), (200, tasks), (200, {}), (200, status("RUNNING", "RUNNING")))
-    client.wait_running(["sink"], 5)
-    assert "POST /connectors/sink/tasks/0/restart" in asked
-
-
 def test_a_rebalance_is_waited_for():
     client, asked = connect_answering((409, {"message": "rebalance in progress"}), (200, {}))
     client.put("sink", {})

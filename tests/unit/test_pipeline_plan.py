@@ -85,7 +85,7 @@ class FakeRegistry:
 
 class FakeConnect:
     def __init__(self):
-        self.configs, self.states, self.calls, self.verdicts = {}, {}, [], {}
+        self.configs, self.states, self.calls, self.verdicts, self.awaited = {}, {}, [], {}, []
 
     def wait_ready(self, seconds):
         pass
@@ -119,6 +119,7 @@ class FakeConnect:
         del self.configs[name]
 
     def wait_running(self, names, seconds, report):
+        self.awaited += names
         for name in names:
             if failure := self.status(name).failure:
                 raise VeniceError(failure)
@@ -231,6 +232,16 @@ def test_a_failed_connector_is_started_again(cluster, sample):
     cluster.connect.states["sink"] = "FAILED"
     assert apply(cluster, sample) == ["~ connector sink: state: FAILED -> RUNNING"]
     assert cluster.connect.calls[-1] == "resume sink"
+
+
+def test_a_connector_whose_tasks_are_nowhere_is_no_difference_but_waited_for(cluster, sample):
+    apply(cluster, sample)
+    cluster.connect.awaited.clear()
+    assert apply(cluster, sample) == []
+    assert cluster.connect.awaited == []
+    cluster.connect.states["sink"] = "UNASSIGNED"
+    assert apply(cluster, sample) == []
+    assert cluster.connect.awaited == ["sink"]
 
 
 def test_a_connector_that_fails_names_its_pipeline(cluster, sample):

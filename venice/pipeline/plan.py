@@ -52,7 +52,10 @@ class Step:
 
 @dataclass
 class Plan:
-    """What one pipeline needs. `left`: what an earlier apply made and the folder no longer has, as (kind, name)."""
+    """What one pipeline needs. `left`: what an earlier apply made and the folder no longer has, as (kind, name).
+
+    `unsettled`: connectors that are as wanted and do not run, though none has failed: their tasks move, or their states are lost.
+    """
 
     pipeline: Pipeline
     wanted: Wanted
@@ -63,6 +66,7 @@ class Plan:
     removals: list[Step] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
+    unsettled: list[str] = field(default_factory=list)
 
     @property
     def changes(self) -> list[Change]:
@@ -132,12 +136,14 @@ class Plans:
                 report(str(step.change))
 
     def _running(self, plan: Plan, since: float, report: Report) -> None:
-        if not any(step.change.kind == "connector" for step in plan.steps):
-            return  # they run: one that has failed is a difference
+        changed = any(step.change.kind == "connector" for step in plan.steps)
+        names = list(plan.wanted.connectors) if changed else plan.unsettled
+        if not names:
+            return
         from venice.connect import Connect
         from venice.pipeline.running import wait_running
 
-        wait_running(self.cluster, Connect.of(self.cluster), list(plan.wanted.connectors), since, report)
+        wait_running(self.cluster, Connect.of(self.cluster), names, since, report)
 
     def record(self, by: str, removed: bool = False) -> None:
         """Keep in the cluster what was applied, where it is new; nowhere when the inventory has no Kafka.
@@ -351,6 +357,8 @@ class Planner:
         if found and (found.failure or found.state in ("PAUSED", "STOPPED")):
             differences = (*differences, Difference("state", "FAILED" if found.failure else found.state, "RUNNING"))
         if not differences:
+            if not found.running:
+                plan.unsettled.append(name)
             return
         change = Change("connector", name, "update" if found else "create", differences)
         line = line_with(stored.text, json.dumps(differences[0].field)) if found else 1
