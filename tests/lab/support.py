@@ -120,6 +120,19 @@ def from_json(text: str, name: str):
     return found
 
 
+def verified(inventory: str | Path = "lab") -> dict:
+    """What `venice verify transactions` says, and its exit code as `exit`; asked again while brokers or registry do not answer."""
+    command = [*VENICE, "verify", "transactions", "-i", str(inventory), "--json"]
+
+    def ask() -> subprocess.CompletedProcess[str] | None:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        print(done.stderr)
+        return done if done.stdout else None
+
+    done = wait_until(ask, "all answer")
+    return from_json(done.stdout, "verify") | {"exit": done.returncode}
+
+
 def take_away(cluster: Cluster, folder: Path, empty: Path, undo: str, inventory: str | Path = "lab") -> None:
     """Removes what a pipeline made, of whichever earlier run: as a user does, by applying its folder emptied (made in `empty`).
 

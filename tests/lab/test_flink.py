@@ -11,7 +11,7 @@ import pexpect
 import pytest
 from confluent_kafka import Producer
 
-from tests.lab.support import HOSTS, ROOT, VENICE, answered, from_json, kill, sql, take_away, venice
+from tests.lab.support import HOSTS, ROOT, VENICE, answered, from_json, kill, sql, take_away, venice, verified
 from tests.waiting import PATIENCE, wait_until
 from venice.cluster import Cluster, Instance
 from venice.flink import Jobs
@@ -60,17 +60,10 @@ def jobmanager(cluster: Cluster, path: str) -> dict:
 
 
 def judged() -> dict:
-    """What `venice verify` says of Flink, with `exit`, its exit code."""
-    command = [*VENICE, "verify", "transactions", "-i", "lab", "--json"]
-
-    def ask() -> subprocess.CompletedProcess | None:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        return done if done.returncode in (0, 1) else None
-
-    done = wait_until(ask, "brokers and registry answer")
-    found = from_json(done.stdout, "verify")
+    """What `venice verify` says of Flink, with `exit`, its exit code, and `records`, those of the topic."""
+    found = verified()
     [flink] = [engine for engine in found["engines"] if engine["engine"] == "flink"]
-    return flink | {"exit": done.returncode, "records": found["records"]}
+    return flink | {"exit": found["exit"], "records": found["records"]}
 
 
 def right() -> dict | None:

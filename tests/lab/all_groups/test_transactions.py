@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.support import ROOT, VENICE, from_json, kill, sql, take_away, venice
+from tests.lab.support import ROOT, VENICE, kill, sql, take_away, venice, verified
 from tests.waiting import PATIENCE, wait_until
 from venice.cluster import Cluster
 from venice.kafka import Kafka
@@ -30,15 +30,6 @@ def applied(cluster: Cluster, inventory: Path, tmp_path_factory: pytest.TempPath
     take_away(cluster, SHIPPED, empty, UNDO, inventory)
 
 
-def judged(inventory: str) -> dict:
-    """What `venice verify` says, and its exit code as `exit`."""
-    done = subprocess.run(
-        [*VENICE, "verify", "transactions", "-i", inventory, "--json"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.stdout, done.stderr
-    return from_json(done.stdout, "verify") | {"exit": done.returncode}
-
-
 def ends(cluster: Cluster, topic: str) -> int:
     """The sum of a topic's newest offsets."""
     # three engines and ten senders share the brokers' two cores
@@ -48,7 +39,7 @@ def ends(cluster: Cluster, topic: str) -> int:
 
 def right(inventory: str) -> dict | None:
     """The verdict once every engine has published all windows; fails as soon as one is wrong."""
-    found = judged(inventory)
+    found = verified(inventory)
     for engine in found["engines"]:
         assert not engine["wrong"] and not engine["duplicate"], engine
     return found if found["exit"] == 0 and not any(engine["open"] for engine in found["engines"]) else None
@@ -100,7 +91,7 @@ def test_late_events_a_quiet_partition_and_the_far_future(cluster, applied):
         producer.produce("transactions", serializer(record, SerializationContext("transactions", MessageField.VALUE)), "1-test", partition)
         assert producer.flush(120) == 0
 
-    before = judged(applied)
+    before = verified(applied)
     earlier = {engine["engine"]: engine["equal"] + engine["uncertain"] for engine in before["engines"]}
 
     def go_on() -> bool:
@@ -115,7 +106,7 @@ def test_late_events_a_quiet_partition_and_the_far_future(cluster, applied):
                 send(0, now - 15_000)  # too late on its own partition for certain
                 send(1, now + DAY_MS)  # moves nothing on
             time.sleep(0.25)
-        return all(e["equal"] + e["uncertain"] >= earlier[e["engine"]] + 6 for e in judged(applied)["engines"])
+        return all(e["equal"] + e["uncertain"] >= earlier[e["engine"]] + 6 for e in verified(applied)["engines"])
 
     wait_until(go_on, "windows that a quiet partition does not hold back")
     for partition in range(3):
