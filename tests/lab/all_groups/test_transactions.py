@@ -94,8 +94,12 @@ def test_late_events_a_quiet_partition_and_the_far_future(cluster, applied):
     before = verified(applied)
     earlier = {engine["engine"]: engine["equal"] + engine["uncertain"] for engine in before["engines"]}
 
+    def came(found: dict) -> bool:
+        """Whether all engines have published some of it."""
+        return all(e["equal"] + e["uncertain"] >= earlier[e["engine"]] + 6 for e in found["engines"])
+
     def go_on() -> bool:
-        """Sends to all partitions but the last for some seconds; whether all engines have published some of it."""
+        """Sends to all partitions but the last for some seconds; whether it came."""
         for _ in range(24):
             now = time.time() * 1000
             for partition in (0, 1):
@@ -106,12 +110,13 @@ def test_late_events_a_quiet_partition_and_the_far_future(cluster, applied):
                 send(0, now - 15_000)  # too late on its own partition for certain
                 send(1, now + DAY_MS)  # moves nothing on
             time.sleep(0.25)
-        return all(e["equal"] + e["uncertain"] >= earlier[e["engine"]] + 6 for e in verified(applied)["engines"])
+        return came(verified(applied))
 
     wait_until(go_on, "windows that a quiet partition does not hold back")
     for partition in range(3):
         send(partition, time.time() * 1000 + 5_000, "closing")
     found = wait_until(lambda: right(applied), "all windows of all engines")
     assert found["ahead"] > before["ahead"]
+    assert came(found), found
     for dlq in ("dlq.transactions", "dlq.transactions_spark"):
         assert ends(cluster, dlq) >= found["ahead"], dlq
